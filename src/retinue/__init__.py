@@ -1,0 +1,1 @@
+"""retinue: a retinue of vision encoders in the service of one language model."""

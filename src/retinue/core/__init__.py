@@ -1,0 +1,1 @@
+"""Floor 0: errors, registries, specs, composition of configs. No torch."""
