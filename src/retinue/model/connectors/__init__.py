@@ -1,0 +1,16 @@
+"""Connector table: an expression tree of nodes, from encoder features to language-model width."""
+
+from retinue.core.registry import Registry
+
+CONNECTORS: Registry[type] = Registry(
+    "connector",
+    {
+        "take": "retinue.model.connectors.take:Take",
+        "identity": "retinue.model.connectors.identity:Identity",
+        "linear": "retinue.model.connectors.linear:Linear",
+        "mlp": "retinue.model.connectors.mlp:Mlp",
+        "channel": "retinue.model.connectors.channel:Channel",
+        "sequence": "retinue.model.connectors.sequence:Sequence",
+        "pool": "retinue.model.connectors.pool:Pool",
+    },
+)

@@ -1,0 +1,93 @@
+"""The connector seam: a tree whose leaves take encoder features and whose root has LM width.
+
+Legend: N views, L tokens of a view, D width.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BeforeValidator, SerializeAsAny
+from torch import nn
+
+from retinue.core.errors import ConfigError
+from retinue.core.spec import Spec
+from retinue.model.connectors import CONNECTORS
+from retinue.model.encoders.base import EncoderShape
+from retinue.types import Features, TokenShape
+
+EncoderFeatures = Mapping[tuple[str, int], Features]
+"""What encoders give to a connector: (encoder name, layer) -> Features."""
+
+
+class ConnectorSpec(Spec):
+    """A node of the tree. `children` are its operands; the rest is pure arithmetic on shapes."""
+
+    kind: str
+
+    @property
+    def children(self) -> Sequence[ConnectorSpec]:
+        return ()
+
+    @abstractmethod
+    def num_tokens(self, shapes: Mapping[str, EncoderShape], budget: int | None) -> TokenShape:
+        """Tokens of one view. Raises ConfigError for a budget that the tree cannot meet."""
+
+    @abstractmethod
+    def width(self, shapes: Mapping[str, EncoderShape], lm_width: int) -> int:
+        """Width of the node's output."""
+
+    def takes(self) -> set[tuple[str, int]]:
+        """(encoder, layer) pairs that the leaves below read."""
+        return {pair for child in self.children for pair in child.takes()}
+
+
+class Connector(nn.Module):
+    """Base of all nodes. `forward` = `encode`, then `reduce`.
+
+    encode runs once per view and may be cached; reduce is cheap and knows each item's budget.
+    """
+
+    Spec: ClassVar[type[ConnectorSpec]]
+
+    def __init__(self, spec: Any, shapes: Mapping[str, EncoderShape], lm_width: int) -> None:
+        super().__init__()
+        self.spec = spec
+
+    @abstractmethod
+    def encode(self, features: EncoderFeatures) -> Features:
+        """(N, L, D) of all views at full length."""
+
+    def reduce(
+        self, features: Features, num_views: Sequence[int], budgets: Sequence[int | None]
+    ) -> list[Features]:
+        """One Features per item, at its budget. Here: no reduction, budgets are refused."""
+        wrong = next((budget for budget in budgets if budget is not None), None)
+        if wrong is not None and wrong != features.x_NLD.shape[1]:
+            raise ConfigError(
+                f"a budget of {wrong} visual tokens was asked for",
+                rule=f"connector {self.spec.kind!r} always gives {features.x_NLD.shape[1]} a view",
+                fix="drop the budget, or wrap the connector in kind: elastic",
+            )
+        return split_items(features, num_views)
+
+    def forward(
+        self, features: EncoderFeatures, num_views: Sequence[int], budgets: Sequence[int | None]
+    ) -> list[Features]:
+        return self.reduce(self.encode(features), num_views, budgets)
+
+
+def split_items(features: Features, num_views: Sequence[int]) -> list[Features]:
+    """Cut (N, L, D) into one Features per item, item i having num_views[i] views."""
+    parts = features.x_NLD.split(list(num_views))
+    return [Features(x_NLD=part, grid=features.grid, prefix=features.prefix) for part in parts]
+
+
+def build(spec: ConnectorSpec, shapes: Mapping[str, EncoderShape], lm_width: int) -> Connector:
+    """The module of a spec node, by its kind."""
+    return CONNECTORS.get(spec.kind)(spec, shapes, lm_width)  # type: ignore[no-any-return]
+
+
+ConnectorField = Annotated[SerializeAsAny[ConnectorSpec], BeforeValidator(CONNECTORS.spec_of)]

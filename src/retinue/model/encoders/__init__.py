@@ -1,0 +1,13 @@
+"""Encoder table: one file per kind."""
+
+from retinue.core.registry import Registry
+
+ENCODERS: Registry[type] = Registry(
+    "encoder",
+    {
+        "clip": "retinue.model.encoders.clip:Clip",
+        "siglip": "retinue.model.encoders.siglip:Siglip",
+        "dinov2": "retinue.model.encoders.dinov2:Dinov2",
+        "patches": "retinue.model.encoders.patches:Patches",
+    },
+)

@@ -1,0 +1,5 @@
+"""Fusion table: how visual tokens meet the words."""
+
+from retinue.core.registry import Registry
+
+FUSIONS: Registry[type] = Registry("fusion", {"splice": "retinue.model.fusions.splice:Splice"})

@@ -1,0 +1,47 @@
+"""The fusion seam: word embeddings and visual tokens -> what the language model eats.
+
+Legend: B rows, T tokens, D language-model width.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import BeforeValidator, SerializeAsAny
+from torch import Tensor, nn
+
+from retinue.core.spec import Spec
+from retinue.model.fusions import FUSIONS
+from retinue.types import Batch, LMInputs, VisualTokens
+
+if TYPE_CHECKING:
+    from retinue.model.lm.base import LanguageModel
+
+
+class FusionSpec(Spec):
+    kind: str
+
+    @abstractmethod
+    def num_placeholders(self, num_tokens: int) -> int:
+        """How many ids of the sequence stand for an item of `num_tokens` visual tokens."""
+
+
+class Fusion(nn.Module):
+    """Base of all fusions. Positions belong to it: a fusion may let patches share one."""
+
+    Spec: ClassVar[type[FusionSpec]]
+
+    def __init__(self, spec: Any, lm_width: int) -> None:
+        super().__init__()
+        self.spec = spec
+
+    def attach(self, lm: LanguageModel) -> None:
+        """Change the language model once, at build time (add children to its layers)."""
+
+    @abstractmethod
+    def forward(self, x_BTD: Tensor, words: VisualTokens | None, batch: Batch) -> LMInputs:
+        """words is None where the batch has no picture."""
+
+
+FusionField = Annotated[SerializeAsAny[FusionSpec], BeforeValidator(FUSIONS.spec_of)]

@@ -1,0 +1,11 @@
+"""Layout table: how the views of one item become its run of tokens."""
+
+from retinue.core.registry import Registry
+
+LAYOUTS: Registry[type] = Registry(
+    "layout",
+    {
+        "plain": "retinue.model.layouts.plain:Plain",
+        "newline": "retinue.model.layouts.newline:Newline",
+    },
+)
