@@ -1,0 +1,1 @@
+"""Numerical operations, each in a plain and a fast form behind one signature and one switch."""
