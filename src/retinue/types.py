@@ -232,6 +232,10 @@ class Features(Movable):
     grid: tuple[int, int] | None
     prefix: int = 0
 
+    def cast(self, dtype: torch.dtype) -> Features:
+        """The same features in another dtype."""
+        return replace(self, x_NLD=self.x_NLD.to(dtype))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisualTokens(Movable):

@@ -1,0 +1,22 @@
+"""No projection: features already have the language model's width."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from retinue.model.connectors.base import ConnectorSpec, EncoderFeatures
+from retinue.model.connectors.unary import Unary, UnarySpec
+from retinue.types import Features
+
+
+class IdentitySpec(UnarySpec):
+    kind: Literal["identity"] = "identity"
+
+
+class Identity(Unary):
+    """Its operand unchanged (LLaVA's projector type `identity`)."""
+
+    Spec: ClassVar[type[ConnectorSpec]] = IdentitySpec
+
+    def encode(self, features: EncoderFeatures) -> Features:
+        return self.of.encode(features)

@@ -1,0 +1,45 @@
+"""One affine map to the language model's width (or to `out`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+from torch import nn
+
+from retinue.model.connectors.base import ConnectorSpec, EncoderFeatures
+from retinue.model.connectors.unary import Unary, UnarySpec
+from retinue.model.encoders.base import EncoderShape
+from retinue.types import Features
+
+
+class Dense(nn.Linear):
+    """nn.Linear that keeps torch's own initialisation (the originals' projectors do)."""
+
+
+class LinearSpec(UnarySpec):
+    """`out`: output width; absent = the language model's."""
+
+    kind: Literal["linear"] = "linear"
+    out: int | None = None
+    bias: bool = True
+
+    def width(self, shapes: Mapping[str, EncoderShape], lm_width: int) -> int:
+        return self.out or lm_width
+
+
+class Linear(Unary):
+    """Affine projection (LLaVA v1's projector, arXiv 2304.08485)."""
+
+    Spec: ClassVar[type[ConnectorSpec]] = LinearSpec
+
+    def __init__(self, spec: LinearSpec, shapes: Mapping[str, EncoderShape], lm_width: int) -> None:
+        super().__init__(spec, shapes, lm_width)
+        self.net: Any = Dense(
+            spec.of.width(shapes, lm_width), spec.width(shapes, lm_width), bias=spec.bias
+        )
+
+    def encode(self, features: EncoderFeatures) -> Features:
+        below = self.of.encode(features)
+        return replace(below, x_NLD=self.net(below.x_NLD))
