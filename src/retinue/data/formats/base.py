@@ -1,0 +1,128 @@
+"""What every format offers, and the pieces that they share: media sources, error places."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+from retinue.core.errors import DataError
+from retinue.data.formats.records import Records
+from retinue.types import Media, Message, Part, Role, Sample, Text
+
+PLACEHOLDER = "<image>"
+
+
+class Format(Protocol):
+    """A file of samples with random access; reading one sample never decodes a picture."""
+
+    @classmethod
+    def claims(cls, path: Path) -> bool:
+        """Whether the contents of `path` are of this format."""
+        ...
+
+    @classmethod
+    def open(
+        cls, path: str | Path, *, media_root: str | Path | None = None, empty_answers: bool = False
+    ) -> Self:
+        """Open `path`. Relative media are looked up under media_root (default: beside the file).
+
+        empty_answers: accept answers without text, for runs that repeat an original's labels.
+        """
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Sample:
+        """The index-th sample. Raises DataError with file, line, id, field, rule and fix."""
+        ...
+
+    def where(self, index: int) -> str:
+        """The place of a record, for messages."""
+        ...
+
+
+class Row:
+    """One record under conversion: knows its place, so that every error can name it."""
+
+    def __init__(
+        self, data: Mapping[str, Any], *, place: Callable[[], str], root: Path, default_id: str
+    ) -> None:
+        self.data, self.place, self.root = data, place, root
+        found = data.get("id")
+        self.id = default_id if found is None else str(found)
+
+    @classmethod
+    def of(cls, records: Records, index: int, *, root: Path) -> Row:
+        """The index-th record of a file; its line is looked up only for an error."""
+        return cls(
+            records[index],
+            place=lambda: records.where(index),
+            root=root,
+            default_id=f"{records.path.stem}-{index}",
+        )
+
+    def error(self, field: str, problem: str, *, rule: str, fix: str) -> DataError:
+        return DataError(
+            f"{field}: {problem}", where=f"{self.place()} (sample {self.id!r})", rule=rule, fix=fix
+        )
+
+    def expect_list(self, value: Any, field: str, *, of: str) -> list[Any]:
+        """`value` as a non-empty list, or DataError."""
+        if not isinstance(value, list) or not value:
+            shown = "missing" if value is None else f"{value!r:.60}"
+            raise self.error(
+                field, shown, rule=f"a non-empty list of {of}", fix=f"add {field!r} to the record"
+            )
+        return value
+
+    def media(self, source: Any, field: str, *, budget: Any = None) -> Media:
+        """An image named by `source`: a path under the media root, a URL or a data URI."""
+        if isinstance(source, Mapping):
+            source = source.get("url") or source.get("path")
+        if not isinstance(source, str) or not source:
+            raise self.error(
+                field,
+                f"{source!r:.60} names no image",
+                rule="an image is a path, a URL or a data URI",
+                fix="write it as a string",
+            )
+        if budget is not None and (not isinstance(budget, int) or budget < 1):
+            raise self.error(
+                f"{field}.budget",
+                f"{budget!r:.60}",
+                rule="a budget is a positive number of visual tokens",
+                fix="remove it for the model's default",
+            )
+        if source.partition(":")[0] in ("http", "https", "data"):
+            return Media(source=source, budget=budget)
+        local = source.removeprefix("file://")
+        return Media(source=str(self.root / local), name=local, budget=budget)
+
+    def message(self, role: Role, parts: list[Part], field: str, *, empty: bool) -> Message:
+        """A message; an assistant's must say something unless `empty` answers are accepted."""
+        message = Message(role=role, parts=tuple(parts))
+        if role == "assistant" and not empty and not message.text.strip():
+            raise self.error(
+                field,
+                "the answer is empty",
+                rule="an answer needs text to learn from",
+                fix="write the answer, or remove the turn and its question",
+            )
+        return message
+
+
+def split_placeholders(text: str) -> list[str]:
+    """The texts around the `<image>` placeholders: one more than there are placeholders."""
+    return text.split(PLACEHOLDER)
+
+
+def interleave(texts: list[str], media: list[Media]) -> list[Part]:
+    """Text, medium, text, ...: media at the places of the placeholders, empty texts left out."""
+    parts: list[Part] = []
+    for i, text in enumerate(texts):
+        if text:
+            parts.append(Text(text=text))
+        if i < len(media):
+            parts.append(media[i])
+    return parts

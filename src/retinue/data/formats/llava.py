@@ -1,0 +1,109 @@
+"""LLaVA's training JSON: `image` beside `conversations` with `<image>` placeholders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+from retinue.data.formats.base import (
+    PLACEHOLDER,
+    Row,
+    interleave,
+    split_placeholders,
+)
+from retinue.data.formats.records import Records
+from retinue.types import Media, Message, Role, Sample
+
+ROLES: dict[str, Role] = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+}
+KNOWN = {"id", "image", "images", "conversations"}
+
+
+class Llava:
+    """LLaVA's JSON list (or JSONL): `image` (path or list) and `conversations` of human and gpt.
+
+    Each `<image>` becomes a medium at its place; moving it to the front of its message, as LLaVA
+    does, is the template's business. Source: the data documentation of haotian-liu/LLaVA.
+    """
+
+    def __init__(self, records: Records, *, root: Path, empty_answers: bool) -> None:
+        self.records, self.root, self.empty_answers = records, root, empty_answers
+
+    @classmethod
+    def claims(cls, path: Path) -> bool:
+        records = Records(path)
+        return len(records) > 0 and "conversations" in records[0]
+
+    @classmethod
+    def open(
+        cls, path: str | Path, *, media_root: str | Path | None = None, empty_answers: bool = False
+    ) -> Self:
+        root = Path(media_root) if media_root is not None else Path(path).parent
+        return cls(Records(path), root=root, empty_answers=empty_answers)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def where(self, index: int) -> str:
+        return self.records.where(index)
+
+    def __getitem__(self, index: int) -> Sample:
+        row = Row.of(self.records, index, root=self.root)
+        turns = row.expect_list(row.data.get("conversations"), "conversations", of="{from, value}")
+        media = self._media(row)
+        texts = [self._text(row, turn, f"conversations[{i}]") for i, turn in enumerate(turns)]
+        wanted = sum(text.count(PLACEHOLDER) for _, text in texts)
+        if wanted != len(media):
+            raise row.error(
+                "conversations",
+                f"{wanted} {PLACEHOLDER} for {len(media)} image{'s' * (len(media) != 1)}",
+                rule=f"one {PLACEHOLDER} per image",
+                fix=f"add or remove {PLACEHOLDER}, or mend 'image'",
+            )
+        messages: list[Message] = []
+        for i, (role, text) in enumerate(texts):
+            pieces = split_placeholders(text)
+            taken, media = media[: len(pieces) - 1], media[len(pieces) - 1 :]
+            parts = interleave(pieces, taken)
+            field = f"conversations[{i}].value"
+            messages.append(row.message(role, parts, field, empty=self.empty_answers))
+        meta = {key: value for key, value in row.data.items() if key not in KNOWN}
+        return Sample(id=row.id, messages=tuple(messages), meta=meta)
+
+    def _media(self, row: Row) -> list[Media]:
+        field = "image" if "image" in row.data else "images"
+        found = row.data.get(field)
+        if found is None:
+            return []
+        if not isinstance(found, list):
+            return [row.media(found, field)]
+        return [row.media(source, f"{field}[{i}]") for i, source in enumerate(found)]
+
+    def _text(self, row: Row, turn: Any, field: str) -> tuple[Role, str]:
+        if not isinstance(turn, dict) or not {"from", "value"} <= turn.keys():
+            raise row.error(
+                field,
+                f"{turn!r:.60}",
+                rule="a turn is {'from': ..., 'value': ...}",
+                fix="add the missing key",
+            )
+        if not isinstance(turn["from"], str) or turn["from"] not in ROLES:
+            raise row.error(
+                f"{field}.from",
+                f"unknown role {turn['from']!r:.40}",
+                rule="roles are human, gpt and system",
+                fix="rename the role",
+            )
+        if not isinstance(turn["value"], str):
+            raise row.error(
+                f"{field}.value",
+                f"{turn['value']!r:.60}",
+                rule="a turn's value is a string",
+                fix="write the text as one string",
+            )
+        return ROLES[turn["from"]], turn["value"]

@@ -1,0 +1,87 @@
+"""Several sources as one sequence of samples, and which of them an epoch visits how often."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from retinue.core.seed import stream_seed
+from retinue.data.formats import Format
+from retinue.data.index import LengthIndex
+from retinue.data.sampler import Sizes, permutation
+from retinue.types import Sample
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """An open file, its lengths, the records in use, and its weight in the mixture."""
+
+    name: str
+    format: Format
+    index: LengthIndex
+    rows: Sequence[int]
+    ratio: float = 1.0
+    type: str | None = None
+
+
+class Mixture:
+    """The samples in use of all sources, numbered through; reading one decodes no picture."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self.sources = list(sources)
+        self._where = [(s, row) for s, source in enumerate(self.sources) for row in source.rows]
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    def __getitem__(self, index: int) -> Sample:
+        source, row = self._where[index]
+        return self.sources[source].format[row]
+
+    def id(self, index: int) -> str:
+        """The id of a sample without reading it."""
+        source, row = self._where[index]
+        return self.sources[source].index.ids[row]
+
+    @property
+    def sizes(self) -> Sizes:
+        """Lengths of all samples, in order."""
+        picked = [(self.sources[source], row) for source, row in self._where]
+        return Sizes(
+            tokens=[source.index.tokens[row] for source, row in picked],
+            views=[source.index.views[row] for source, row in picked],
+            words=[source.index.words[row] for source, row in picked],
+            types=[source.type for source, _ in picked],
+        )
+
+    def epoch(self, epoch: int, *, seed: int = 0) -> list[int]:
+        """The samples of an epoch in file order, repeated as their source's ratio says.
+
+        Ratio 2 lists each sample twice. Ratio 0.5 takes half of the source and the other half in
+        the next epoch: the epochs cut one endless cycle over a fixed permutation, so no sample is
+        ever more than one visit ahead of another.
+        """
+        chosen: list[int] = []
+        first = 0
+        for number, source in enumerate(self.sources):
+            n = len(source.rows)
+            start, stop = round(epoch * source.ratio * n), round((epoch + 1) * source.ratio * n)
+            if source.ratio == int(source.ratio):
+                cycle = list(range(n))
+            else:
+                cycle = permutation(
+                    n, torch.Generator().manual_seed(stream_seed(seed, "ratio", number))
+                )
+            chosen += sorted(first + cycle[k % n] for k in range(start, stop)) if n else []
+            first += n
+        return chosen
+
+
+def held_out(sample_id: str, *, fraction: float, seed: int = 0) -> bool:
+    """Whether a sample belongs to the validation split: a pure function of its id.
+
+    Samples with the same id fall on the same side, and adding data moves none of the others.
+    """
+    return stream_seed(seed, "validation", sample_id) < fraction * 2**63

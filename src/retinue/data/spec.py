@@ -1,0 +1,74 @@
+"""The `data:` branch of a recipe."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from retinue.core.spec import Spec
+from retinue.data.formats import FORMATS
+from retinue.data.sampler import SAMPLERS
+
+
+def _format(name: str) -> str:
+    if name != "auto" and name not in FORMATS:
+        raise ValueError(FORMATS.unknown(name))
+    return name
+
+
+def _sampler(name: str) -> str:
+    if name not in SAMPLERS:
+        raise ValueError(SAMPLERS.unknown(name))
+    return name
+
+
+class SourceSpec(Spec):
+    """One data file of a mixture.
+
+    ratio: how often an epoch visits it: 2.0 = twice, 0.5 = another half each epoch.
+    limit: use only the first so many records. type: a label for type-wise samplers and reports.
+    empty_answers: accept empty answers, for runs that repeat an original's label masks.
+    """
+
+    path: str
+    format: Annotated[str, AfterValidator(_format)] = "auto"
+    ratio: float = Field(default=1.0, gt=0)
+    type: str | None = None
+    media_root: str | None = None
+    limit: int | None = Field(default=None, gt=0)
+    empty_answers: bool = False
+
+
+class DataSpec(Spec):
+    """Sources and how an epoch is cut into steps.
+
+    max_tokens: longest sequence of a row; with packing, the budget of a pack. None: no limit.
+    packing: none = padded micro-batches; step = the samples of one optimizer step share packs, so
+        the step has the same samples as without; window = packs filled from `window` samples, a
+        step is then `global_batch` packs.
+    max_views: pictures in one pack. overlong: what to do with a sample above either limit.
+    on_error: stop at a broken sample, or skip it, count it and list it.
+    validation: a fraction held out by the hash of the sample id, or the path of another file.
+    """
+
+    sources: tuple[SourceSpec, ...] = Field(min_length=1)
+    max_tokens: int | None = Field(default=None, gt=0)
+    max_views: int | None = Field(default=None, gt=0)
+    packing: Literal["none", "step", "window"] = "none"
+    window: int = Field(default=512, gt=0)
+    overlong: Literal["error", "truncate", "skip"] = "truncate"
+    sampler: Annotated[str, AfterValidator(_sampler)] = "shuffle"
+    drop_last: bool = False
+    seed: int = 0
+    workers: int = Field(default=0, ge=0)
+    validation: float | str | None = None
+    on_error: Literal["error", "skip"] = "error"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DataSpec:
+        if self.packing != "none" and self.max_tokens is None:
+            raise ValueError("packing needs max_tokens, the budget of a pack")
+        if isinstance(self.validation, float | int) and not 0 < self.validation < 1:
+            raise ValueError(f"validation is a fraction between 0 and 1, not {self.validation}")
+        return self
