@@ -25,7 +25,8 @@ def first_fit_decreasing(
     ranked = sorted(indices, key=lambda i: (-tokens[i], i))
     shortest = tokens[ranked[-1]] if ranked else 0
     for i in ranked:
-        assert tokens[i] <= max_tokens and views[i] <= picture_room
+        assert tokens[i] <= max_tokens
+        assert views[i] <= picture_room
         for at, k in enumerate(open_packs):
             room = rooms[k]
             if tokens[i] <= room[0] and views[i] <= room[1]:

@@ -151,7 +151,8 @@ def _within_limits(
     """(samples to plan, samples left out). Truncation mends tokens, never a number of pictures."""
     max_tokens = spec.max_tokens or float("inf")
     max_views = spec.max_views or float("inf")
-    kept, out = [], []
+    kept: list[int] = []
+    out: list[int] = []
     for i in chosen:
         long = sizes.tokens[i] > max_tokens and spec.overlong != "truncate"
         (out if long or sizes.views[i] > max_views else kept).append(i)
