@@ -25,7 +25,7 @@ from retinue.ops.pixels import normalize
 from retinue.types import Batch, Cache, Output, Visual, VisualTokens
 
 
-class Retinue(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+class Retinue(PreTrainedModel, GenerationMixin):
     """A language model and the encoders in its service.
 
     Children: `lm` (original key names below it), `encoders`, `connector`, `layout`, `fusion`.
@@ -57,7 +57,7 @@ class Retinue(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         self.fusion = FUSIONS.get(spec.fusion.kind)(spec.fusion, width)
         self.fusion.attach(self.lm)
         self.head = Head()
-        self._tied_weights_keys = {f"lm.{a}": f"lm.{b}" for a, b in self.lm.tied.items()}  # type: ignore[union-attr, operator]
+        self._tied_weights_keys = {f"lm.{a}": f"lm.{b}" for a, b in self.lm.tied.items()}
         self.post_init()
 
     # ------------------------------------------------------------------ the path
@@ -163,7 +163,7 @@ class Retinue(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         )
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.lm.embedding  # type: ignore[no-any-return, union-attr, return-value]
+        return self.lm.embedding  # type: ignore[return-value]
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.lm.set_submodule(self.lm.embed_name, value)  # type: ignore[arg-type]

@@ -87,7 +87,7 @@ def split_items(features: Features, num_views: Sequence[int]) -> list[Features]:
 
 def build(spec: ConnectorSpec, shapes: Mapping[str, EncoderShape], lm_width: int) -> Connector:
     """The module of a spec node, by its kind."""
-    return CONNECTORS.get(spec.kind)(spec, shapes, lm_width)  # type: ignore[no-any-return]
+    return CONNECTORS.get(spec.kind)(spec, shapes, lm_width)
 
 
 ConnectorField = Annotated[SerializeAsAny[ConnectorSpec], BeforeValidator(CONNECTORS.spec_of)]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPVisionModel
 
 from retinue.model.encoders.base import EncoderShape, EncoderSpec
@@ -32,15 +32,15 @@ class Clip(ViT):
 
     def __init__(self, spec: EncoderSpec, config: Any) -> None:
         super().__init__(spec, config)
-        self.net = cast(nn.Module, CLIPVisionModel(config))
+        self.net = CLIPVisionModel(config)
 
     def embed(self, pixels_NCHW: Tensor) -> Tensor:
-        x_NLD: Tensor = self.net.pre_layrnorm(self.net.embeddings(pixels_NCHW))  # type: ignore[operator]
+        x_NLD: Tensor = self.net.pre_layrnorm(self.net.embeddings(pixels_NCHW))
         return x_NLD
 
     @property
     def blocks(self) -> Sequence[Any]:
-        return self.net.encoder.layers  # type: ignore[no-any-return, union-attr, return-value]
+        return self.net.encoder.layers
 
     def finish(self, x_NLD: Tensor) -> Tensor:
-        return self.net.post_layernorm(x_NLD)  # type: ignore[no-any-return, operator]
+        return self.net.post_layernorm(x_NLD)

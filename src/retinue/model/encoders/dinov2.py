@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Dinov2Model, Dinov2WithRegistersModel
 
 from retinue.model.encoders.base import EncoderShape, EncoderSpec
@@ -42,14 +42,14 @@ class Dinov2(ViT):
         super().__init__(spec, config)
         registers = config.model_type == "dinov2_with_registers"
         kind = Dinov2WithRegistersModel if registers else Dinov2Model
-        self.net = cast(nn.Module, kind(config))
+        self.net = kind(config)
 
     def embed(self, pixels_NCHW: Tensor) -> Tensor:
-        return self.net.embeddings(pixels_NCHW)  # type: ignore[no-any-return, operator]
+        return self.net.embeddings(pixels_NCHW)
 
     @property
     def blocks(self) -> Sequence[Any]:
-        return self.net.encoder.layer  # type: ignore[no-any-return, union-attr, return-value]
+        return self.net.encoder.layer
 
     def finish(self, x_NLD: Tensor) -> Tensor:
-        return self.net.layernorm(x_NLD)  # type: ignore[no-any-return, operator]
+        return self.net.layernorm(x_NLD)

@@ -67,14 +67,14 @@ class Patches(ViT):
         self.net = PatchNet(config, self.shape.grid)
 
     def embed(self, pixels_NCHW: Tensor) -> Tensor:
-        return self.net.embed(pixels_NCHW)  # type: ignore[no-any-return, operator]
+        return self.net.embed(pixels_NCHW)
 
     @property
     def blocks(self) -> Sequence[Any]:
-        return self.net.blocks  # type: ignore[return-value]
+        return self.net.blocks
 
     def finish(self, x_NLD: Tensor) -> Tensor:
-        return self.net.norm(x_NLD)  # type: ignore[no-any-return, operator]
+        return self.net.norm(x_NLD)
 
 
 class PatchNet(nn.Module):

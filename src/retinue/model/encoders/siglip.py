@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import SiglipVisionModel
 
 from retinue.model.encoders.base import EncoderShape, EncoderSpec
@@ -31,14 +31,14 @@ class Siglip(ViT):
 
     def __init__(self, spec: EncoderSpec, config: Any) -> None:
         super().__init__(spec, config)
-        self.net = cast(nn.Module, SiglipVisionModel(config))
+        self.net = SiglipVisionModel(config)
 
     def embed(self, pixels_NCHW: Tensor) -> Tensor:
-        return self.net.embeddings(pixels_NCHW)  # type: ignore[no-any-return, operator]
+        return self.net.embeddings(pixels_NCHW)
 
     @property
     def blocks(self) -> Sequence[Any]:
-        return self.net.encoder.layers  # type: ignore[no-any-return, union-attr, return-value]
+        return self.net.encoder.layers
 
     def finish(self, x_NLD: Tensor) -> Tensor:
-        return self.net.post_layernorm(x_NLD)  # type: ignore[no-any-return, operator]
+        return self.net.post_layernorm(x_NLD)

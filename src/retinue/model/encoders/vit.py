@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from retinue.core.errors import ConfigError
 from retinue.model.encoders.base import Encoder, EncoderShape, EncoderSpec
@@ -40,7 +40,7 @@ class ViTSpec(EncoderSpec):
 class ViT(Encoder):
     """Base of encoders built on a transformers vision transformer, kept as child `net`."""
 
-    net: nn.Module
+    net: Any
 
     @abstractmethod
     def embed(self, pixels_NCHW: Tensor) -> Tensor:
