@@ -77,11 +77,15 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """A rendered run of a prompt: text (trained or not), or the place of the media-th item."""
+    """A rendered run of a prompt: text (trained or not), or the place of the media-th item.
+
+    `literal`: the user's own characters, in which the name of a special token is only text.
+    """
 
     text: str = ""
     train: bool = False
     media: int | None = None
+    literal: bool = False
 
 
 # ---------------------------------------------------------------- what the processor yields

@@ -1,0 +1,1 @@
+"""Floor 1: tokenizers, dialogue templates and label policies."""
