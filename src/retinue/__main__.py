@@ -1,0 +1,5 @@
+"""`python -m retinue` = `retinue`."""
+
+from retinue.cli.main import main
+
+main()

@@ -1,0 +1,59 @@
+"""What verbs share: help with examples, the device option, JSON output."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+import typer
+
+Device = Annotated[
+    Literal["auto", "cpu", "cuda", "mps"],
+    typer.Option(help="Where to compute; `retinue doctor` says what auto chooses and why."),
+]
+"""Type of a verb's `device` argument; give it the default "auto"."""
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="Changes to the recipe, such as train.stages.sft.optim.lr=1e-4; values are YAML.",
+        show_default=False,
+    ),
+]
+"""Type of a verb's trailing `overrides` argument; give it the default None."""
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+def examples(*commands: str) -> str:
+    """Epilog of a verb's help: its working example commands, one a line, not rewrapped."""
+    return "\b\nExamples:\n" + "\n".join(f"  {command}" for command in commands)
+
+
+def verb(help_: str | None = None) -> typer.Typer:
+    """The Typer app of one verb file; `help_` describes a verb that has sub-commands."""
+    return typer.Typer(
+        help=help_,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        no_args_is_help=help_ is not None,
+    )
+
+
+def print_json(data: Any) -> None:
+    """Print plain data as indented JSON; what is not plain is printed as text."""
+    typer.echo(json.dumps(data, indent=2, ensure_ascii=False, default=str))
+
+
+def note(line: str) -> None:
+    """One line to the user that is not the command's output."""
+    print(line, file=sys.stderr)
+
+
+def sub(app: typer.Typer, *commands: str, name: str | None = None) -> Callable[[Any], Any]:
+    """Decorator: add a function as a command of `app` with `commands` as its examples."""
+    return app.command(name, epilog=examples(*commands))

@@ -1,0 +1,70 @@
+"""`retinue config show|diff|schema`: what a recipe says in the end, and who said it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from retinue.cli.common import AsJson, Overrides, examples, print_json, verb
+from retinue.core.compose import Tree, diff, flow
+from retinue.core.log import print_table
+
+app = verb("Show a composed recipe, compare two, print the schema for editors.")
+
+Recipe = Annotated[str, typer.Argument(help="A YAML file or a name of `retinue ls recipes`.")]
+
+
+@app.command(
+    epilog=examples(
+        "retinue config show llava15-7b/sft --origin",
+        "retinue config show llava15-7b/sft stages.sft.optim.lr=1e-5",
+    )
+)
+def show(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    origin: Annotated[bool, typer.Option("--origin", help="Where each value was set.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print a recipe with includes, overrides and defaults applied."""
+    tree = full(recipe, overrides or [])
+    if as_json:
+        print_json(tree.data)
+    else:
+        typer.echo(tree.dump(origins=origin), nl=False)
+
+
+@app.command(
+    "diff",
+    epilog=examples(
+        "retinue config diff llava15-7b/sft llava15-7b/lora",
+        "retinue config diff llava15-7b/sft my.yaml --json",
+    ),
+)
+def diff_(old: Recipe, new: Recipe, as_json: AsJson = False) -> None:
+    """Print the values in which two recipes differ."""
+    rows = diff(full(old, []), full(new, []))
+    if as_json:
+        print_json([{"path": path, "old": a, "new": b} for path, a, b in rows])
+    else:
+        print_table([(path, flow(a), flow(b)) for path, a, b in rows], header=("path", old, new))
+
+
+@app.command(
+    epilog=examples("retinue config schema > retinue.schema.json", "retinue config schema | head")
+)
+def schema() -> None:
+    """Print the JSON schema of recipes, for completion in editors."""
+    from retinue.cli.run_spec import RunSpec, schema_of
+
+    print_json(schema_of(RunSpec))
+
+
+def full(recipe: str, overrides: list[str]) -> Tree:
+    """The composed recipe, validated, with every default written out. Raises ConfigError."""
+    from retinue.cli.run_spec import compose_run
+
+    tree, spec = compose_run(recipe, overrides)
+    data: dict[str, Any] = spec.model_dump(mode="json", by_alias=True)
+    return Tree(data=data, origins=tree.origins)
