@@ -1,0 +1,13 @@
+"""Pictures: fetching, decoding, resizing, and the policies that make views of one."""
+
+from retinue.core.registry import Registry
+
+VIEWS: Registry[type] = Registry(
+    "view",
+    {
+        "single": "retinue.media.whole:Single",
+        "pad": "retinue.media.whole:Pad",
+        "squash": "retinue.media.whole:Squash",
+        "anyres": "retinue.media.anyres:AnyRes",
+    },
+)

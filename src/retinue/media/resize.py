@@ -1,0 +1,185 @@
+"""Resizing, cropping and placing of pictures, with the rounding rules of the original systems.
+
+A Picture is a PIL image (mode `exact`: Pillow's filters, bit-identical to the originals) or a uint8
+tensor (3, H, W) (mode `fast`: torch's antialiased filters, at most one grey level away). Every
+function takes either and returns the same kind. Sizes are (height, width) in pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from PIL.Image import Image as PILImage
+from PIL.Image import Resampling
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from retinue.core.errors import MediaError
+
+Mode = Literal["exact", "fast"]
+Interpolation = Literal["bicubic", "bilinear", "lanczos", "nearest"]
+Size = tuple[int, int]
+Picture = PILImage | Tensor
+
+FILTERS = {
+    "bicubic": Resampling.BICUBIC,
+    "bilinear": Resampling.BILINEAR,
+    "lanczos": Resampling.LANCZOS,
+    "nearest": Resampling.NEAREST,
+}
+MAX_CANVAS = 178_956_970
+"""Pixels an intermediate picture may have; long thin pictures reach it after padding."""
+
+
+# ---------------------------------------------------------------- kinds
+
+
+def to_tensor(image: PILImage | np.ndarray[Any, Any]) -> Tensor:
+    """uint8 tensor (3, H, W) of an RGB image or (H, W, 3) array; channels stay innermost."""
+    return torch.from_numpy(np.array(image, copy=isinstance(image, PILImage))).permute(2, 0, 1)
+
+
+def to_pil(pixels_CHW: Tensor) -> PILImage:
+    """RGB image of a uint8 tensor (3, H, W)."""
+    return Image.fromarray(pixels_CHW.permute(1, 2, 0).contiguous().numpy())
+
+
+def in_mode(picture: Picture, mode: Mode) -> Picture:
+    """The picture as the kind that `mode` works on."""
+    if mode == "exact":
+        return picture if isinstance(picture, PILImage) else to_pil(picture)
+    return to_tensor(picture) if isinstance(picture, PILImage) else picture
+
+
+def pixels(picture: Picture) -> Tensor:
+    """Contiguous uint8 tensor (3, H, W)."""
+    return (to_tensor(picture) if isinstance(picture, PILImage) else picture).contiguous()
+
+
+def size_of(picture: Picture) -> Size:
+    """(height, width) of either kind."""
+    if isinstance(picture, PILImage):
+        return picture.height, picture.width
+    return int(picture.shape[-2]), int(picture.shape[-1])
+
+
+# ---------------------------------------------------------------- sizes
+
+
+def shortest_edge_size(size: Size, short: int) -> Size:
+    """Size with the shorter side `short` and the longer one int(short * long / short side)."""
+    height, width = size
+    if width <= height:
+        return int(short * height / width), short
+    return short, int(short * width / height)
+
+
+def fit_size(size: Size, box: Size) -> Size:
+    """Largest size of the same shape inside `box`; the free side is rounded up (LLaVA-NeXT)."""
+    height, width = size
+    scale_h, scale_w = box[0] / height, box[1] / width
+    if scale_w < scale_h:
+        return min(math.ceil(height * scale_w), box[0]), box[1]
+    return box[0], min(math.ceil(width * scale_h), box[1])
+
+
+def best_resolution(size: Size, resolutions: Sequence[Size]) -> Size:
+    """The (height, width) that keeps most of the picture's pixels, then wastes the fewest.
+
+    Of equals the first (LLaVA-NeXT).
+    """
+    height, width = size
+
+    def rank(resolution: Size) -> tuple[int, int]:
+        scale = min(resolution[1] / width, resolution[0] / height)
+        kept = min(int(width * scale) * int(height * scale), width * height)
+        return -kept, resolution[0] * resolution[1] - kept
+
+    return min(resolutions, key=rank)
+
+
+def canvas_size(size: Size, aspect: Size) -> Size:
+    """Smallest canvas with the shape of `aspect` around a picture (a square for square aspects)."""
+    height, width = size
+    if height * aspect[1] >= width * aspect[0]:
+        return height, -(-height * aspect[1] // aspect[0])
+    return -(-width * aspect[0] // aspect[1]), width
+
+
+def check_canvas(size: Size, *, what: str) -> Size:
+    """`size` itself. Raises MediaError where a picture so large would be needed on the way."""
+    if size[0] * size[1] > MAX_CANVAS:
+        raise MediaError(
+            f"{what} needs an intermediate picture of {size[1]} x {size[0]}",
+            rule=f"at most {MAX_CANVAS} pixels",
+            fix="crop the picture to a less extreme shape, or use the view policy 'squash'",
+        )
+    return size
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def resize(picture: Picture, size: Size, *, interpolation: Interpolation = "bicubic") -> Picture:
+    """Resample to `size`, with antialiasing when shrinking."""
+    if size_of(picture) == size:
+        return picture
+    if isinstance(picture, PILImage):
+        return picture.resize((size[1], size[0]), FILTERS[interpolation])
+    if interpolation == "lanczos":  # torch has none
+        return to_tensor(to_pil(picture).resize((size[1], size[0]), Resampling.LANCZOS))
+    if interpolation == "nearest":
+        return interpolate(picture[None], size=size, mode="nearest-exact")[0]
+    return interpolate(picture[None], size=size, mode=interpolation, antialias=True)[0]
+
+
+def crop(picture: Picture, *, top: int, left: int, size: Size) -> Picture:
+    """The window of `size` whose corner is (top, left); black where it leaves the picture."""
+    bottom, right = top + size[0], left + size[1]
+    if isinstance(picture, PILImage):
+        return picture.crop((left, top, right, bottom))
+    height, width = size_of(picture)
+    inner = picture[..., max(top, 0) : min(bottom, height), max(left, 0) : min(right, width)]
+    if size_of(inner) == size:
+        return inner
+    return _placed(inner, size, top=max(-top, 0), left=max(-left, 0), colour=(0, 0, 0))
+
+
+def centre_crop(picture: Picture, size: Size) -> Picture:
+    """The middle `size` of a picture, its corner rounded down; black where it is too small."""
+    height, width = size_of(picture)
+    return crop(picture, top=(height - size[0]) // 2, left=(width - size[1]) // 2, size=size)
+
+
+def letterbox(picture: Picture, size: Size, *, colour: tuple[int, int, int] = (0, 0, 0)) -> Picture:
+    """The picture in the middle (corner rounded down) of a canvas of `size`, without resampling."""
+    height, width = size_of(picture)
+    if (height, width) == size:
+        return picture
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    return _placed(picture, size, top=top, left=left, colour=colour)
+
+
+def _placed(
+    picture: Picture, size: Size, *, top: int, left: int, colour: tuple[int, int, int]
+) -> Picture:
+    if isinstance(picture, PILImage):
+        canvas = Image.new("RGB", (size[1], size[0]), colour)
+        canvas.paste(picture, (left, top))
+        return canvas
+    height, width = size_of(picture)
+    fill = torch.tensor(colour, dtype=torch.uint8)
+    pixels_HWC = fill.expand(size[0], size[1], 3).contiguous()
+    pixels_HWC[top : top + height, left : left + width] = picture.permute(1, 2, 0)
+    return pixels_HWC.permute(2, 0, 1)
+
+
+def colour_of(mean: Sequence[float]) -> tuple[int, int, int]:
+    """The padding colour of LLaVA: int(mean * 255) per channel."""
+    red, green, blue = (int(value * 255) for value in mean)
+    return red, green, blue
