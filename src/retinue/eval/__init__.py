@@ -1,0 +1,1 @@
+"""Evaluation: answers against references. Scorers are pure functions of text."""

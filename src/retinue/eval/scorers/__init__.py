@@ -1,0 +1,28 @@
+"""The table of scorers: `(prediction, references) -> {metric: value}`, the headline metric first.
+
+References are answers that each count as right; the best one decides. Values lie in 0..1.
+"""
+
+from __future__ import annotations
+
+from retinue.core.registry import Registry
+from retinue.eval.scorers.base import Scorer, headline
+
+__all__ = ["SCORERS", "Scorer", "headline"]
+
+SCORERS: Registry[Scorer] = Registry(
+    "scorer",
+    {
+        "exact": "retinue.eval.scorers.words:exact",
+        "contains": "retinue.eval.scorers.words:contains",
+        "text": "retinue.eval.scorers.words:text",
+        "caption": "retinue.eval.scorers.words:caption",
+        "number": "retinue.eval.scorers.number:number",
+        "choice": "retinue.eval.scorers.choice:choice",
+        "iou": "retinue.eval.scorers.regions:iou",
+        "det": "retinue.eval.scorers.regions:det",
+        "grounded": "retinue.eval.scorers.regions:grounded",
+        "oks": "retinue.eval.scorers.pose:oks",
+        "relations": "retinue.eval.scorers.relations:relations",
+    },
+)

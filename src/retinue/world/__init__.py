@@ -1,0 +1,1 @@
+"""TinyWorld: a procedural picture world with every task of the originals, drawn in code."""

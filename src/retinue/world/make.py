@@ -1,0 +1,182 @@
+"""Data sets of TinyWorld on disk: PNG files, LLaVA JSON to train on, JSONL rows to evaluate."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from retinue.core.errors import ConfigError, DataError, EnvError
+from retinue.core.seed import stream_seed
+from retinue.world.baseline import majority_baseline
+from retinue.world.draw import draw_scene
+from retinue.world.options import WorldOptions
+from retinue.world.scene import Scene, sample_scene
+from retinue.world.tasks import QUICK, check_tasks, choose_turns
+from retinue.world.tasks.base import QA
+
+__all__ = ["Row", "majority_baseline", "make_picture", "read_rows", "write_split"]
+
+Row = dict[str, Any]
+Progress = Callable[[int, int], None]
+CHUNK = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    folder: Path
+    name: str
+    seed: int
+    options: WorldOptions
+    tasks: tuple[str, ...]
+    turns: int
+    caption_first: bool
+
+
+def write_split(
+    folder: Path | str,
+    *,
+    name: str,
+    num_pictures: int,
+    seed: int,
+    options: WorldOptions | None = None,
+    tasks: Sequence[str] = QUICK,
+    turns_per_picture: int = 8,
+    caption_first: bool = True,
+    workers: int = 0,
+    progress: Progress | None = None,
+) -> Path:
+    """Write a split and return `folder/name.json`; `folder/name.jsonl` stands beside it.
+
+    name.json: LLaVA's list of {id, image, conversations} with up to `turns_per_picture` turns, the
+    dense caption (if it is a task) first or last; questions about several pictures are records of
+    their own whose `image` is a list. name.jsonl: one question a row, {id, messages, answer,
+    references, task, scorer, meta}. Pictures are `images/<id>.png`, paths relative to `folder`.
+    Picture k depends on (seed, name, k, options, tasks, turns) alone, not on `workers` (processes;
+    0 = this one). `progress(done, total)` is called as pictures are written.
+    Raises ConfigError for tasks or numbers that cannot be, EnvError when the disk refuses.
+    """
+    if num_pictures < 1 or turns_per_picture < 1:
+        raise ConfigError(
+            f"num_pictures {num_pictures} and turns_per_picture {turns_per_picture}",
+            where=f"split {name!r}",
+            rule="both are at least 1",
+        )
+    options = options or WorldOptions()
+    check_tasks(tasks, options=options)
+    folder = Path(folder)
+    job = _Job(
+        folder=folder,
+        name=name,
+        seed=seed,
+        options=options,
+        tasks=tuple(tasks),
+        turns=turns_per_picture,
+        caption_first=caption_first,
+    )
+    records: list[Row] = []
+    rows: list[Row] = []
+    starts = range(0, num_pictures, CHUNK)
+    jobs = [(job, start, min(start + CHUNK, num_pictures)) for start in starts]
+    try:
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+        with ProcessPoolExecutor(max(1, workers), mp_context=get_context("spawn")) as pool:
+            for index, made in enumerate((pool.map if workers else map)(_chunk, jobs)):
+                records.extend(made[0])
+                rows.extend(made[1])
+                if progress:
+                    progress(jobs[index][2], num_pictures)
+        if not rows:
+            raise DataError(
+                f"no picture of {num_pictures} has a question", where=f"split {name!r}",
+                fix="choose other tasks, or more objects",
+            )  # fmt: skip
+        path = folder / f"{name}.json"
+        path.write_text(json.dumps(records, indent=1) + "\n", "utf-8")
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        path.with_suffix(".jsonl").write_text(lines, "utf-8")
+    except OSError as error:
+        raise EnvError(f"cannot write the split: {error}", where=str(folder)) from error
+    return path
+
+
+def make_picture(
+    index: int,
+    *,
+    name: str,
+    seed: int,
+    options: WorldOptions,
+    tasks: Sequence[str] = QUICK,
+    turns: int = 8,
+    caption_first: bool = True,
+) -> tuple[Scene, list[QA]]:
+    """Picture `index` of a split with its questions: a pure function of the arguments."""
+    rng = Random(stream_seed(seed, "world", name, index))
+    scene = sample_scene(rng, options=options)
+    return scene, choose_turns(
+        scene, rng=rng, tasks=tasks, turns=turns, options=options, caption_first=caption_first
+    )
+
+
+def read_rows(path: Path | str) -> list[Row]:
+    """The rows of a JSONL file that `write_split` wrote."""
+    return [json.loads(line) for line in Path(path).read_text("utf-8").splitlines()]
+
+
+def _chunk(work: tuple[_Job, int, int]) -> tuple[list[Row], list[Row]]:
+    job, start, stop = work
+    records: list[Row] = []
+    rows: list[Row] = []
+    for index in range(start, stop):
+        scene, turns = make_picture(
+            index, name=job.name, seed=job.seed, options=job.options, tasks=job.tasks,
+            turns=job.turns, caption_first=job.caption_first,
+        )  # fmt: skip
+        key = f"{job.name}-{index:06d}"
+        single = [qa for qa in turns if not qa.scenes]
+        if single:
+            _add(records, rows, job=job, key=key, scenes=(scene,), turns=single)
+        for extra, qa in enumerate(qa for qa in turns if qa.scenes):
+            _add(records, rows, job=job, key=f"{key}-{extra}", scenes=qa.scenes, turns=[qa])
+    return records, rows
+
+
+def _add(
+    records: list[Row],
+    rows: list[Row],
+    *,
+    job: _Job,
+    key: str,
+    scenes: Sequence[Scene],
+    turns: Sequence[QA],
+) -> None:
+    """Draw the pictures of one record; append the record and its rows."""
+    suffixes = [""] if len(scenes) == 1 else [f"-{k}" for k in range(len(scenes))]
+    images = [f"images/{key}{suffix}.png" for suffix in suffixes]
+    for scene, image in zip(scenes, images, strict=True):
+        draw_scene(scene).save(job.folder / image, compress_level=1)
+    conversations = []
+    for number, qa in enumerate(turns):
+        marks = "<image>\n" * len(images) if number == 0 else ""
+        conversations.append({"from": "human", "value": marks + qa.question})
+        conversations.append({"from": "gpt", "value": qa.answer})
+        parts: list[Row] = [{"type": "image", "image": image} for image in images]
+        parts.append({"type": "text", "text": qa.question})
+        rows.append(
+            {
+                "id": f"{key}/{number}",
+                "messages": [{"role": "user", "content": parts}],
+                "answer": qa.answer,
+                "references": list(qa.accepted),
+                "task": qa.task,
+                "scorer": qa.scorer,
+                "meta": {"size": list(scenes[0].size), **qa.meta},
+            }
+        )
+    image_field = images[0] if len(images) == 1 else images
+    records.append({"id": key, "image": image_field, "conversations": conversations})
