@@ -75,7 +75,7 @@ class Tokenizer:
         everyone |= {self.vocab_size + k: name for k, name in enumerate(fresh)}
         for i, name in everyone.items():
             special = i in self.pieces.special_ids or i >= self.vocab_size
-            flags = {flag: False for flag in ("lstrip", "normalized", "rstrip", "single_word")}
+            flags = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
             decoder.setdefault(str(i), {"content": name, **flags, "special": special})
         config["added_tokens_decoder"] = decoder
         config |= {role: name for role, name in self.facts.roles.items() if name}
