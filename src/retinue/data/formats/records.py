@@ -51,7 +51,7 @@ class Records:
         start, end = self._starts[index], self._ends[index]
         with self.path.open("rb") as file:
             file.seek(start)
-            raw = file.read(end - start)
+            raw = file.read(end - start).rstrip()
         try:
             value = json.loads(raw)
         except json.JSONDecodeError as error:
@@ -61,7 +61,7 @@ class Records:
             raise _broken(self.path, self.line(index), "the text is not UTF-8") from None
         if not isinstance(value, dict):
             raise DataError(
-                f"a {type(value).__name__} where an object should be",
+                f"expected an object, found {type(value).__name__}",
                 where=self.where(index),
                 rule="every record is a JSON object",
                 fix="wrap the values in {...}",

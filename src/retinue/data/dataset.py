@@ -1,0 +1,200 @@
+"""From the `data:` branch of a recipe to mixtures, plans and loaders."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from retinue.core.errors import DataError
+from retinue.data.formats import open_format
+from retinue.data.index import Measure, Progress, Skipped, cached_index
+from retinue.data.loader import Loader, Prepares
+from retinue.data.mixture import Mixture, Source, held_out
+from retinue.data.plan import EpochPlan, Schedule, plan_epoch
+from retinue.data.spec import DataSpec, SourceSpec
+from retinue.types import Sample
+
+
+class DataProcessor(Measure, Prepares, Protocol):
+    """What data asks of a Processor."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dataset:
+    """Open training and validation mixtures; `skipped`: source name -> what was left out."""
+
+    spec: DataSpec
+    processor: DataProcessor
+    train: Mixture
+    validation: Mixture | None
+    skipped: dict[str, list[Skipped]]
+
+    def schedule(self, *, global_batch: int, micro_batch: int = 1) -> Schedule:
+        """The training plan; see `plan_epoch` for what the two numbers count."""
+        sizes = self.train.sizes
+
+        def plan(epoch: int) -> EpochPlan:
+            return plan_epoch(
+                sizes,
+                self.train.epoch(epoch, seed=self.spec.seed),
+                spec=self.spec,
+                epoch=epoch,
+                global_batch=global_batch,
+                micro_batch=micro_batch,
+            )
+
+        return Schedule(plan)
+
+    def loader(self, schedule: Schedule, *, rank: int = 0, world: int = 1) -> Loader:
+        """A rank's loader over the training mixture."""
+        return Loader(
+            self.train,
+            processor=self.processor,
+            schedule=schedule,
+            spec=self.spec,
+            rank=rank,
+            world=world,
+        )
+
+    def validation_loader(self, *, micro_batch: int, rank: int = 0, world: int = 1) -> Loader:
+        """A rank's loader over the held-out samples, in file order; read it with `epoch()`."""
+        assert self.validation is not None
+        mixture = self.validation
+        spec = self.spec.model_copy(update={"sampler": "sequential", "drop_last": False})
+        sizes = mixture.sizes
+
+        def plan(epoch: int) -> EpochPlan:
+            return plan_epoch(
+                sizes,
+                range(len(sizes)),
+                spec=spec,
+                epoch=0,
+                global_batch=micro_batch * world,
+                micro_batch=micro_batch,
+            )
+
+        return Loader(
+            mixture,
+            processor=self.processor,
+            schedule=Schedule(lambda epoch: replace(plan(epoch), epoch=epoch)),
+            spec=spec,
+            rank=rank,
+            world=world,
+        )
+
+
+def open_dataset(
+    spec: DataSpec,
+    processor: DataProcessor,
+    *,
+    root: str | Path = ".",
+    cache: Path | None = None,
+    fingerprint: str = "",
+    progress: Callable[[str], Progress] | None = None,
+) -> Dataset:
+    """Open and measure every source of a recipe.
+
+    root: relative paths are looked up here. cache, fingerprint: see `cached_index`; without a
+    cache the lengths are measured anew. progress: source name -> callback.
+    Raises DataError for unreadable or empty sources, and for broken samples under on_error: error.
+    """
+
+    def opened(sources: Sequence[SourceSpec]) -> list[Source]:
+        return [
+            open_source(
+                one,
+                processor,
+                spec=spec,
+                root=Path(root),
+                cache=cache,
+                fingerprint=fingerprint,
+                progress=progress(one.path) if progress else None,
+            )
+            for one in sources
+        ]
+
+    sources = opened(spec.sources)
+    skipped = {source.name: source.index.skipped for source in sources}
+    if isinstance(spec.validation, str):
+        train, held = sources, opened([SourceSpec(path=spec.validation)])
+        skipped |= {source.name: source.index.skipped for source in held}
+    elif spec.validation is not None:
+        train = [_side(source, spec=spec, held=False) for source in sources]
+        held = [_side(source, spec=spec, held=True) for source in sources]
+    else:
+        train, held = sources, []
+    for name, mixture in (("training", train), ("validation", held)):
+        if not any(source.rows for source in mixture) and (mixture or name == "training"):
+            raise DataError(
+                f"no {name} sample",
+                where=", ".join(source.name for source in sources),
+                rule=f"{sum(len(rows) for rows in skipped.values())} were skipped, "
+                f"validation is {spec.validation}",
+                fix="add data, or change 'validation'",
+            )
+    return Dataset(
+        spec=spec,
+        processor=processor,
+        train=Mixture(train),
+        validation=Mixture(held) if held else None,
+        skipped=skipped,
+    )
+
+
+def open_source(
+    source: SourceSpec,
+    processor: Measure,
+    *,
+    spec: DataSpec,
+    root: Path = Path("."),
+    cache: Path | None = None,
+    fingerprint: str = "",
+    progress: Progress | None = None,
+) -> Source:
+    """Open one file, measure it, and leave out what the error policy skips."""
+    path = root / source.path
+    media_root = None if source.media_root is None else root / source.media_root
+    file = open_format(
+        path,
+        format=source.format,
+        media_root=media_root,
+        empty_answers=source.empty_answers,
+    )
+    about = f"{fingerprint}/{source.format}/{media_root}/{source.empty_answers}"
+    index = cached_index(
+        file,
+        processor,
+        path=path,
+        cache=cache,
+        fingerprint=hashlib.blake2b(about.encode(), digest_size=16).hexdigest(),
+        limit=source.limit,
+        workers=spec.workers,
+        progress=progress,
+        on_error=spec.on_error,
+    )
+    broken = {one.index for one in index.skipped}
+    return Source(
+        name=source.path,
+        format=file,
+        index=index,
+        rows=[row for row in range(len(index)) if row not in broken],
+        ratio=source.ratio,
+        type=source.type,
+    )
+
+
+def _side(source: Source, *, spec: DataSpec, held: bool) -> Source:
+    """The held-out or the remaining records of a source."""
+    assert isinstance(spec.validation, float)
+    fraction = spec.validation
+    ids = source.index.ids
+    rows = [
+        row for row in source.rows if held_out(ids[row], fraction=fraction, seed=spec.seed) == held
+    ]
+    return replace(source, rows=rows)
+
+
+__all__ = ["Dataset", "Sample", "open_dataset", "open_source"]
