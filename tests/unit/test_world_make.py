@@ -148,3 +148,13 @@ def test_what_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(EnvError, match="cannot write the split"):
         write_split(tmp_path / "file", name="a", num_pictures=1, seed=0)
+
+
+def test_empty_pictures_have_few_questions() -> None:
+    bare = WorldOptions(min_objects=0, max_objects=1)
+    asked: set[str] = set()
+    for index in range(20):
+        scene, turns = make_picture(index, name="t", seed=0, options=bare, turns=40)
+        if not scene.things:
+            asked |= {qa.task for qa in turns}
+    assert asked == {"caption_dense", "count"}

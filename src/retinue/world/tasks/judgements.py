@@ -11,9 +11,11 @@ from retinue.world.tasks.base import QA, an, ask
 
 def exist(scene: Scene, *, rng: Random, options: WorldOptions) -> list[QA]:
     """Is there such an object? The absent ones share colour or shape with present ones."""
+    if not scene.things:
+        return []
     names = [thing.name for thing in scene.things]
     absent = sorted(set(_near_misses(scene, rng=rng, options=options)) - set(names))
-    if not names or not absent:
+    if not absent:
         return []
     asked = (("yes", rng.choice(names)), ("no", rng.choice(absent)))
     return [
