@@ -30,7 +30,8 @@ FILES = sorted(SRC.rglob("*.py"))
 
 
 def package_of(path: Path) -> str:
-    return path.relative_to(SRC).parts[0].removesuffix(".py")
+    name = path.relative_to(SRC).parts[0].removesuffix(".py")
+    return name.partition("_")[0] if name.startswith("processor_") else name
 
 
 def imports(tree: ast.AST) -> Iterator[str]:

@@ -53,7 +53,7 @@ class Tree:
     def dump(self, *, origins: bool = False) -> str:
         """The tree as YAML that composes to the same tree; with each leaf's origin on request."""
         if not origins:
-            return yaml.safe_dump(self.data, sort_keys=False, allow_unicode=True)
+            return _dump(self.data)
         rows = [
             (join_path(path), value, self.origin(join_path(path)))
             for path, value in leaves(self.data)
@@ -275,5 +275,12 @@ def leaves(value: Any, path: tuple[Key, ...] = ()) -> Iterator[tuple[tuple[Key, 
 
 def flow(value: Any) -> str:
     """A value as one line of YAML, such as an override takes."""
-    text = yaml.safe_dump(value, default_flow_style=True, width=10**9, allow_unicode=True)
+    text = _dump(value, default_flow_style=True, width=10**9)
     return text.strip().removesuffix("...").strip()
+
+
+def _dump(value: Any, **style: Any) -> str:
+    text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, **style)
+    if any(char in text for char in "\x85\u2028\u2029"):  # written raw, they would read as breaks
+        text = yaml.safe_dump(value, sort_keys=False, allow_unicode=False, **style)
+    return text
