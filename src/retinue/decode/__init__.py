@@ -1,0 +1,1 @@
+"""Floor 4: sampling and the batched decoding loop, the reference for everything faster."""

@@ -1,0 +1,171 @@
+"""Plain batched decoding: one prefill of left-padded prompts, then one token per row and step.
+
+Legend: B rows still running, T prompt tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from retinue.core.errors import RequestError
+from retinue.decode.sampling import Sampler, SamplingParams
+from retinue.decode.stream import Decodes, Detokenizer
+from retinue.types import Batch, Cache, Output
+
+Finish = Literal["stop", "length"]
+
+
+class Runner(Protocol):
+    """What decoding needs of a model; the model itself, or an inference twin of it."""
+
+    def run(self, batch: Batch, *, cache: Cache | None = None, keep: Any = "all") -> Output: ...
+
+    def new_cache(self) -> Cache: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delta:
+    """One step of one row: its new id, the text that became showable, and why it ended."""
+
+    row: int
+    token: int
+    text: str
+    finish: Finish | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Completion:
+    """A finished answer. tokens: all generated ids, an end id included."""
+
+    id: str
+    text: str = ""
+    tokens: list[int] = field(default_factory=list)
+    finish: Finish = "length"
+
+
+@dataclass(slots=True, kw_only=True)
+class Row:
+    """A running row: where it stands in the batch and what it has said."""
+
+    number: int
+    params: SamplingParams
+    sampler: Sampler
+    text: Detokenizer
+    position: int
+
+
+@torch.inference_mode()
+def stream(
+    runner: Runner,
+    batch: Batch,
+    *,
+    params: SamplingParams | Sequence[SamplingParams],
+    decoder: Decodes,
+    eos_ids: Sequence[int],
+) -> Iterator[Delta]:
+    """Decode every row of a left-padded batch; yields one Delta per row and step.
+
+    params: one for all rows or one per row. Rows that end leave the batch.
+    """
+    count = len(batch.tokens)
+    each = [params] * count if isinstance(params, SamplingParams) else list(params)
+    if len(each) != count:
+        raise RequestError(f"{len(each)} sampling params for {count} rows", rule="one per row")
+    ends = set(eos_ids)
+    real = batch.segments > 0
+    rows = [
+        Row(
+            number=number,
+            params=each[number],
+            sampler=Sampler(each[number], prompt=batch.tokens[number][real[number]].tolist()),
+            text=Detokenizer(decoder, stop=each[number].stop),
+            position=int(batch.positions[number].max()) + 1,
+        )
+        for number in range(count)
+    ]
+    cache = runner.new_cache()
+    logits_BV = kept(runner.run(batch, cache=cache, keep="last"))
+    while rows:
+        alive: list[int] = []
+        for place, row in enumerate(rows):
+            token = row.sampler.choose(logits_BV[place])
+            delta = advance(row, token, ends)
+            yield delta
+            if delta.finish is None:
+                alive.append(place)
+        if not alive:
+            return
+        if len(alive) < len(rows):
+            rows = [rows[place] for place in alive]
+            select(cache, torch.tensor(alive, device=logits_BV.device))
+        logits_BV = kept(runner.run(next_batch(rows, logits_BV.device), cache=cache, keep="last"))
+
+
+def advance(row: Row, token: int, ends: set[int]) -> Delta:
+    """Let one id join its row and say whether the row ends with it."""
+    row.position += 1
+    made = len(row.text.ids) + 1
+    if token in ends and not row.params.ignore_eos:
+        row.text.ids.append(token)
+        return Delta(row=row.number, token=token, text=row.text.finish(), finish="stop")
+    fresh = row.text.push(token)
+    if row.text.stopped:
+        return Delta(row=row.number, token=token, text=fresh, finish="stop")
+    if made >= row.params.max_new_tokens:
+        fresh += row.text.finish()
+        finish: Finish = "stop" if row.text.stopped else "length"
+        return Delta(row=row.number, token=token, text=fresh, finish=finish)
+    return Delta(row=row.number, token=token, text=fresh)
+
+
+def kept(output: Output) -> Tensor:
+    assert output.logits is not None
+    return output.logits
+
+
+def next_batch(rows: Sequence[Row], device: torch.device) -> Batch:
+    """(B, 1) batch of each row's newest id."""
+    tokens = torch.tensor([[row.text.ids[-1]] for row in rows], device=device)
+    positions = torch.tensor([[row.position - 1] for row in rows], device=device)
+    return Batch(
+        ids=[str(row.number) for row in rows],
+        tokens=tokens,
+        positions=positions,
+        segments=torch.ones_like(tokens),
+    )
+
+
+def select(cache: Cache, places: Tensor) -> None:
+    """Keep only these rows of a cache."""
+    cache.lm.batch_select_indices(places)
+    if cache.segments_BS is not None:
+        cache.segments_BS = cache.segments_BS[places]
+    cache.cross = {
+        layer: (k[places], v[places], lengths[places])
+        for layer, (k, v, lengths) in cache.cross.items()
+    }
+
+
+def complete(
+    runner: Runner,
+    batch: Batch,
+    *,
+    params: SamplingParams | Sequence[SamplingParams],
+    decoder: Decodes,
+    eos_ids: Sequence[int],
+) -> list[Completion]:
+    """Decode a batch to the end; completions in row order, texts without surrounding blanks."""
+    found = [Completion(id=id) for id in batch.ids]
+    for delta in stream(runner, batch, params=params, decoder=decoder, eos_ids=eos_ids):
+        answer = found[delta.row]
+        answer.tokens.append(delta.token)
+        answer.text += delta.text
+        answer.finish = delta.finish or answer.finish
+    for answer in found:
+        answer.text = answer.text.strip()
+    return found
