@@ -7,7 +7,7 @@ from collections.abc import Callable
 from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retinue.media import boxes
@@ -16,6 +16,7 @@ from retinue.world.scene import PLACES, Scene, Thing, sample_scene
 from retinue.world.tasks import TASKS
 from retinue.world.tasks.base import QA
 
+PATIENT = settings(deadline=None)  # a busy machine is no failure
 OPTIONS = st.builds(
     WorldOptions,
     size=st.sampled_from([(64, 64), (48, 96), (120, 75)]),
@@ -113,6 +114,7 @@ def _questions(name: str, scene: Scene, seed: int, options: WorldOptions) -> lis
 
 
 @pytest.mark.parametrize("name", sorted(ORACLES))
+@PATIENT
 @given(options=OPTIONS, seed=SEEDS)
 def test_answers_follow_from_the_scene(name: str, options: WorldOptions, seed: int) -> None:
     scene = sample_scene(Random(seed), options=options)
@@ -124,6 +126,7 @@ def test_answers_follow_from_the_scene(name: str, options: WorldOptions, seed: i
 
 
 @pytest.mark.parametrize("name", ["rec", "rec_relation"])
+@PATIENT
 @given(options=OPTIONS, seed=SEEDS)
 def test_boxes_are_those_of_the_named_object(name: str, options: WorldOptions, seed: int) -> None:
     scene = sample_scene(Random(seed), options=options)
@@ -133,6 +136,7 @@ def test_boxes_are_those_of_the_named_object(name: str, options: WorldOptions, s
         assert box == pytest.approx(wanted.box, abs=0.51 * max(scene.size) / 100)
 
 
+@PATIENT
 @given(options=OPTIONS, seed=SEEDS)
 def test_region_words_and_detections_agree(options: WorldOptions, seed: int) -> None:
     scene = sample_scene(Random(seed), options=options)
@@ -149,6 +153,7 @@ def test_region_words_and_detections_agree(options: WorldOptions, seed: int) -> 
             assert _is(scene, sentence) == "yes"
 
 
+@PATIENT
 @given(options=OPTIONS, seed=SEEDS)
 def test_scenes_hold_what_the_options_allow(options: WorldOptions, seed: int) -> None:
     scene = sample_scene(Random(seed), options=options)
@@ -166,6 +171,7 @@ def test_scenes_hold_what_the_options_allow(options: WorldOptions, seed: int) ->
         assert _cell(scene, thing) == thing.cell
 
 
+@PATIENT
 @given(options=OPTIONS, seed=SEEDS)
 def test_words_poses_and_captions(options: WorldOptions, seed: int) -> None:
     scene = sample_scene(Random(seed), options=options)
@@ -186,6 +192,7 @@ def test_words_poses_and_captions(options: WorldOptions, seed: int) -> None:
     )
 
 
+@PATIENT
 @given(options=OPTIONS, seed=SEEDS)
 def test_questions_about_several_pictures(options: WorldOptions, seed: int) -> None:
     scene = sample_scene(Random(seed), options=options)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from retinue.media import boxes
 from retinue.media.boxes import Shape
 
+PATIENT = settings(deadline=None)  # a busy machine is no failure
 SIZES = st.tuples(st.integers(8, 2000), st.integers(8, 2000))
 
 
@@ -50,6 +51,7 @@ def test_poses_round_trip(tags: bool) -> None:
     assert boxes.parse_pose(text) == joints
 
 
+@PATIENT
 @given(
     size=SIZES,
     shape=st.lists(st.floats(0, 1), min_size=2, max_size=8).filter(lambda s: len(s) % 2 == 0),
@@ -68,6 +70,7 @@ def test_conversion_is_invertible(
     assert back == pytest.approx(shape, abs=1e-9 * max(size))
 
 
+@PATIENT
 @given(size=SIZES, fractions=st.tuples(*[st.floats(0, 1)] * 4), data=st.data())
 def test_reading_undoes_writing_up_to_the_digits(
     size: tuple[int, int], fractions: tuple[float, ...], data: st.DataObject
@@ -82,6 +85,7 @@ def test_reading_undoes_writing_up_to_the_digits(
     assert again == pytest.approx(box, abs=step * 1.001 + 1e-9)
 
 
+@PATIENT
 @given(st.text(max_size=60))
 def test_parsing_never_fails(text: str) -> None:
     assert all(region.shapes for region in boxes.parse(text))

@@ -55,7 +55,8 @@ def film(scene: Scene, *, thing: Thing, direction: str, frames: int = FRAMES) ->
         done = index / (frames - 1)
         row, column = start[0] + done * step[0], start[1] + done * step[1]
         moved = _at(thing, row=row, column=column, size=scene.size)
-        pictures.append(replace(scene, things=(*resting, moved), words=(), figures=()))
+        things = tuple(sorted((*resting, moved), key=lambda thing: thing.cell))
+        pictures.append(replace(scene, things=things, words=(), figures=()))
     return tuple(pictures)
 
 
