@@ -50,19 +50,26 @@ def plane_to_tiles(x_RCD: Tensor, *, tiles: tuple[int, int]) -> Tensor:
     return x.transpose(1, 2).reshape(rows * cols, -1, D)
 
 
-def unpad_slices(size: tuple[int, int], *, rows: int, cols: int) -> tuple[slice, slice]:
+def unpad_slices(
+    size: tuple[int, int], *, rows: int, cols: int, snap: bool = False
+) -> tuple[slice, slice]:
     """Rows and columns of a token plane that the picture fills, after it was padded to fit.
 
     size: (height, width) of the original picture. Follows LLaVA-NeXT's rule with its rounding:
     the filled side is truncated, the border floored, so one padding line may stay, and extreme
-    shapes may keep no line at all.
+    shapes may keep no line at all. snap: round to seven decimals before truncating, as
+    transformers' LlavaNext does, so that a float just below a whole number is that number.
     """
+
+    def whole(length: float) -> int:
+        return int(round(length, 7)) if snap else int(length)
+
     height, width = size
     if width / height > cols / rows:
-        filled = int(height * (cols / width))
+        filled = whole(height * (cols / width))
         border = (rows - filled) // 2
         return slice(border, rows - border), slice(0, cols)
-    filled = int(width * (rows / height))
+    filled = whole(width * (rows / height))
     border = (cols - filled) // 2
     return slice(0, rows), slice(border, cols - border)
 

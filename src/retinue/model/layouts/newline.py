@@ -20,12 +20,14 @@ from retinue.types import Features, Grid, TokenShape, VisualTokens
 class NewlineSpec(LayoutSpec):
     """`unpad`: drop the rows or columns that only show padding; `newline`: end rows with a vector.
 
-    Both on is LLaVA's `spatial_unpad`, both off its `spatial`.
+    Both on is LLaVA's `spatial_unpad`, both off its `spatial`. `snap`: round the filled side as
+    transformers' LlavaNext does (see `unpad_slices`).
     """
 
     kind: Literal["newline"] = "newline"
     unpad: bool = True
     newline: bool = True
+    snap: bool = False
 
     def num_tokens(self, grid: Grid, per_view: TokenShape) -> int:
         end = int(self.newline)
@@ -34,7 +36,7 @@ class NewlineSpec(LayoutSpec):
         side_rows, side_cols = self.side(per_view.grid, per_view.prefix)
         rows, cols = grid.rows * side_rows, grid.cols * side_cols
         if self.unpad:
-            row_slice, col_slice = unpad_slices(grid.size, rows=rows, cols=cols)
+            row_slice, col_slice = unpad_slices(grid.size, rows=rows, cols=cols, snap=self.snap)
             rows, cols = len(range(rows)[row_slice]), len(range(cols)[col_slice])
         return int(grid.overview) * per_view.length + rows * (cols + end)
 
@@ -84,7 +86,8 @@ class Newline(Layout):
         plane_RCD = tiles_to_plane(tiles_VLD, tiles=(grid.rows, grid.cols), grid=side)
         if self.spec.unpad:
             rows, cols = plane_RCD.shape[:2]
-            plane_RCD = plane_RCD[unpad_slices(grid.size, rows=rows, cols=cols)]
+            slices = unpad_slices(grid.size, rows=rows, cols=cols, snap=self.spec.snap)
+            plane_RCD = plane_RCD[slices]
         body = self.ended(plane_RCD).flatten(0, 1)
         return torch.cat([x_VLD[0], body]) if grid.overview else body
 

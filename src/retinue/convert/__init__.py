@@ -1,0 +1,1 @@
+"""Foreign checkpoints <-> retinue: formats by contents, invertible key rules, configs both ways."""

@@ -1,0 +1,117 @@
+"""Which format a folder has, by what it holds: config fields and weight names, never its own name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from retinue.convert.weights import Weights, read_json
+from retinue.core.errors import CheckpointError
+
+Format = Literal[
+    "retinue",
+    "llava",
+    "llava-projector",
+    "llava-lora",
+    "hf-llava",
+    "hf-llava-next",
+    "causal-lm",
+    "vision-tower",
+    "peft-adapter",
+]
+
+TOWERS = {
+    "clip": "clip",
+    "clip_vision_model": "clip",
+    "siglip": "siglip",
+    "siglip_vision_model": "siglip",
+    "dinov2": "dinov2",
+}
+"""model_type of a vision tower's config -> our encoder kind."""
+
+LLAVA_TYPES = ("llava_llama", "llava_mistral", "llava")
+PROJECTOR, NON_LORA = "mm_projector.bin", "non_lora_trainables.bin"
+BASE = "base.json"
+"""In a retinue folder that keeps only changed tensors: which folder or id has the others."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """A folder and what it is. config: its config.json; adapter: its adapter_config.json."""
+
+    format: Format
+    folder: Path
+    weights: Weights
+    config: dict[str, Any] = field(default_factory=dict)
+    adapter: dict[str, Any] = field(default_factory=dict)
+
+
+def detect(folder: Path) -> Found:
+    """The format of a folder. Raises CheckpointError saying what was found if it has none."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CheckpointError(
+            "no such folder", where=str(folder), fix="check the path, or name a hub id owner/name"
+        )
+    config = _json(folder / "config.json")
+    adapter = _json(folder / "adapter_config.json")
+    weights = Weights.of(folder)
+    kind = _format(folder, config, adapter, weights)
+    if kind is None:
+        raise CheckpointError(
+            f"no checkpoint that retinue knows ({_summary(folder, config)})",
+            where=str(folder),
+            rule="known: retinue, LLaVA (full, projector, LoRA), HF Llava and LlavaNext, causal LM, "
+            "vision tower, PEFT adapter",
+            fix="point at the folder that holds config.json and the weights",
+        )
+    return Found(format=kind, folder=folder, weights=weights, config=config, adapter=adapter)
+
+
+def _format(
+    folder: Path, config: dict[str, Any], adapter: dict[str, Any], weights: Weights
+) -> Format | None:
+    kind = str(config.get("model_type", ""))
+    original = is_original(config)
+    if kind == "retinue":
+        return "retinue" if weights.files or (folder / BASE).exists() else None
+    if adapter and not weights.files:
+        return "llava-lora" if original else "peft-adapter"
+    if original or any(".mm_projector." in name for name in weights):
+        if weights.files:
+            return "llava"
+        return "llava-projector" if (folder / PROJECTOR).exists() else None
+    if kind in ("llava", "llava_next") and isinstance(config.get("text_config"), dict):
+        wanted: Format = "hf-llava" if kind == "llava" else "hf-llava-next"
+        return wanted if weights.files else None
+    if kind in TOWERS:
+        return "vision-tower"
+    return "causal-lm" if is_causal_lm(kind) else None
+
+
+def is_original(config: dict[str, Any]) -> bool:
+    """Whether a config.json is the original LLaVA's: an LLM's fields with `mm_` ones beside them."""
+    nested = "text_config" in config or "vision_config" in config
+    named = config.get("model_type") in LLAVA_TYPES
+    return not nested and (named or "mm_vision_tower" in config or "mm_projector_type" in config)
+
+
+def is_causal_lm(kind: str) -> bool:
+    """Whether transformers has a causal language model of this model_type."""
+    if not kind:
+        return False
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+
+def _json(file: Path) -> dict[str, Any]:
+    return read_json(file) if file.exists() else {}
+
+
+def _summary(folder: Path, config: dict[str, Any]) -> str:
+    names = sorted(path.name for path in folder.iterdir())
+    listed = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+    kind = f"config.json of model_type {config.get('model_type')!r}; " if config else ""
+    return f"{kind}files: {listed or 'none'}"

@@ -1,0 +1,1 @@
+"""Folders and hub ids: load, save, convert, build."""

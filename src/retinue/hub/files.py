@@ -1,0 +1,142 @@
+"""Folders written whole or not at all, and weights cut into shards on the way out."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from retinue.convert.weights import SAFE_INDEX
+from retinue.core.errors import CheckpointError, EnvError
+
+SHARD_BYTES = 5 * 2**30
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A fresh folder beside `folder` that takes its place when the block ends without an error.
+
+    Until then the previous folder stays as it was. Raises EnvError when there is no room or no
+    right to write; nothing half-written is left. Refuses to replace what is no folder.
+    """
+    folder = Path(folder).absolute()
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError("is a file, not a folder", where=str(folder), fix="name a folder")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise _env(error, folder) from error
+    try:
+        yield partial
+        _sync(partial)
+        partial.chmod(0o777 & ~_umask())
+        _swap(partial, folder)
+    except (OSError, SafetensorError) as error:
+        raise _env(error, folder) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _swap(partial: Path, folder: Path) -> None:
+    if not folder.exists():
+        partial.rename(folder)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+    folder.rename(old)  # an empty target folder is replaced
+    try:
+        partial.rename(folder)
+    except OSError:
+        old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
+
+
+def _umask() -> int:
+    value = os.umask(0)
+    os.umask(value)
+    return value
+
+
+def _env(error: Exception, folder: Path) -> EnvError:
+    text = str(error)
+    number = error.errno if isinstance(error, OSError) else None
+    full = number in NO_ROOM or any(f"os error {code}" in text for code in NO_ROOM)
+    kept = "the previous folder is kept" if folder.exists() else "nothing was left behind"
+    if full:
+        return EnvError(
+            f"no room to write it ({text})",
+            where=str(folder),
+            rule=kept,
+            fix="free some space, or choose another disk",
+        )
+    return EnvError(f"cannot be written ({text})", where=str(folder), rule=kept)
+
+
+def write_json(file: Path, data: Any) -> None:
+    """Indented JSON with a final newline, keys in the given order."""
+    file.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+class ShardWriter:
+    """Tensors in, `model.safetensors` or numbered shards with an index out.
+
+    Holds at most `shard_bytes` of tensors (and the one that overflows it).
+    """
+
+    def __init__(self, folder: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
+        self.folder, self.shard_bytes = folder, shard_bytes
+        self._held: dict[str, Tensor] = {}
+        self._size = self._total = 0
+        self._shards: list[list[str]] = []
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Take one tensor; a full shard is written before the next begins."""
+        size = tensor.numel() * tensor.element_size()
+        if self._held and self._size + size > self.shard_bytes:
+            self._flush()
+        self._held[name] = tensor.detach().to("cpu").contiguous()
+        self._size += size
+        self._total += size
+
+    def close(self) -> None:
+        """Write what is held; give the shards their final names and index."""
+        if self._held or not self._shards:
+            self._flush()
+        count = len(self._shards)
+        if count == 1:
+            self._part(1).rename(self.folder / "model.safetensors")
+            return
+        table = {}
+        for number, names in enumerate(self._shards, start=1):
+            final = f"model-{number:05d}-of-{count:05d}.safetensors"
+            self._part(number).rename(self.folder / final)
+            table |= dict.fromkeys(names, final)
+        index = {"metadata": {"total_size": self._total}, "weight_map": table}
+        write_json(self.folder / SAFE_INDEX, index)
+
+    def _part(self, number: int) -> Path:
+        return self.folder / f"part-{number:05d}.safetensors"
+
+    def _flush(self) -> None:
+        self._shards.append(list(self._held))
+        save_file(self._held, self._part(len(self._shards)), metadata={"format": "pt"})
+        self._held, self._size = {}, 0

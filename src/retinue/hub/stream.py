@@ -1,0 +1,174 @@
+"""Weights into a model without weights: one tensor at a time, every name accounted for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from retinue.convert.keymap import Coverage, KeyMap, shorten
+from retinue.convert.weights import Weights
+from retinue.core.errors import CheckpointError
+from retinue.model.retinue import Retinue
+from retinue.model.spec import RetinueConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Weight files with the rules of their names. Of several sources the earlier one wins.
+
+    keep: our names to take from it (None: all). changes: our name -> what to do to the tensor
+    after reading, such as adding a LoRA product.
+    """
+
+    weights: Weights
+    keys: KeyMap
+    label: str
+    keep: Callable[[str], bool] | None = None
+    changes: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+
+
+@contextmanager
+def weightless() -> Iterator[None]:
+    """Modules made inside have parameters on the meta device; computed buffers stay real."""
+    real = nn.Module.register_parameter
+
+    def register(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        real(module, name, param)
+        if param is not None and not param.is_meta:
+            module._parameters[name] = nn.Parameter(
+                torch.empty_like(param, device="meta"), requires_grad=param.requires_grad
+            )
+
+    nn.Module.register_parameter = register  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = real  # type: ignore[method-assign]
+
+
+def skeleton(config: RetinueConfig) -> Retinue:
+    """The model of a config with every parameter on meta. Raises ConfigError if parts misfit."""
+    with weightless():
+        return Retinue(config)
+
+
+def shapes_of(model: Retinue) -> dict[str, Tensor]:
+    """What a checkpoint must hold: our name -> parameter or buffer, tied copies left out."""
+    tied = tied_names(model)
+    return {k: v for k, v in model.state_dict(keep_vars=True).items() if k not in tied}
+
+
+def tied_names(model: Retinue) -> dict[str, str]:
+    """Names that share another name's tensor -> that name."""
+    return dict(model._tied_weights_keys or {})  # type: ignore[arg-type]
+
+
+def stream(
+    sources: list[Source], wanted: Mapping[str, Tensor], tied: Mapping[str, str], cover: Coverage
+) -> Iterator[tuple[str, Tensor]]:
+    """(our name, tensor as on disk) of everything wanted; `cover` is filled on the way.
+
+    Raises CheckpointError at the first tensor whose shape is not the model's.
+    """
+    done: set[str] = set()
+    for source in sources:
+        for key in source.weights:
+            found = source.keys.match(key)
+            name = found[0] if found else ""
+            if name in done or (source.keep and found and not source.keep(name)):
+                continue
+            if name in tied or (name not in wanted and source.keys.ignores(key)):
+                cover.ignored.append(key)
+                continue
+            if found is None or name not in wanted:
+                cover.unused.append(key)
+                continue
+            tensor = source.weights.read(key)
+            if found[1].op is not None:
+                tensor = found[1].op.apply(tensor)
+            if name in source.changes:
+                tensor = source.changes[name](tensor)
+            if tensor.shape != wanted[name].shape:
+                raise CheckpointError(
+                    f"{key} has the shape {tuple(tensor.shape)}, "
+                    f"{name} of the model is {tuple(wanted[name].shape)}",
+                    where=str(source.weights.names[key]),
+                    rule="weights must have the sizes that the config states",
+                )
+            done.add(name)
+            cover.used.append(key)
+            yield name, tensor
+    cover.missing.extend(name for name in wanted if name not in done)
+
+
+def require_complete(cover: Coverage, *, where: str) -> None:
+    """Raise CheckpointError if any tensor of the model was found nowhere."""
+    if cover.missing:
+        raise CheckpointError(
+            f"{len(cover.missing)} tensors are missing: {', '.join(shorten(cover.missing))}",
+            where=where,
+            rule="every parameter must come from the checkpoint, its base or its encoders",
+            fix="name the base model with base=, a tower with --encoder NAME=PATH",
+        )
+
+
+def language_dtype(sources: list[Source]) -> torch.dtype | None:
+    """Dtype of the language model's first weight in the last source that has one."""
+    for source in reversed(sources):
+        for key in source.weights:
+            name = source.keys.to_retinue(key) or ""
+            if name.startswith("lm.") and (source.keep is None or source.keep(name)):
+                dtype = source.weights.dtype(key)
+                if dtype.is_floating_point:
+                    return dtype
+    return None
+
+
+def fill(
+    model: Retinue,
+    sources: list[Source],
+    *,
+    dtype: torch.dtype | None,
+    device: str | torch.device,
+    where: str,
+) -> Coverage:
+    """Give a skeleton its weights. Nothing stays on meta, or CheckpointError names what would.
+
+    dtype None: encoders keep the dtype they have on disk, all else takes the language model's.
+    """
+    cover = Coverage()
+    wanted, tied = shapes_of(model), tied_names(model)
+    common = dtype or language_dtype(sources)
+    for name, tensor in stream(sources, wanted, tied, cover):
+        own = dtype is None and name.startswith("encoders.")
+        if tensor.is_floating_point() and not own:
+            tensor = tensor.to(common)
+        place(model, name, tensor.to(device))
+    require_complete(cover, where=where)
+    for name, other in tied.items():
+        parent, leaf = _parent(model, name)
+        parent._parameters[leaf] = model.get_parameter(other)
+    model.to(device)
+    return cover
+
+
+def place(model: nn.Module, name: str, tensor: Tensor) -> None:
+    """Put a tensor where the model has a parameter or buffer of that name."""
+    parent, leaf = _parent(model, name)
+    if leaf in parent._parameters:
+        held = parent._parameters[leaf]
+        grad = held is None or held.requires_grad
+        parent._parameters[leaf] = nn.Parameter(
+            tensor.contiguous().clone(), requires_grad=grad and tensor.is_floating_point()
+        )
+    else:
+        parent._buffers[leaf] = tensor.contiguous().clone()
+
+
+def _parent(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    path, _, leaf = name.rpartition(".")
+    return model.get_submodule(path), leaf
