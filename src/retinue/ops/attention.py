@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from retinue.ops.backend import Form
+from retinue.ops.attention_fast import attend_fast
+from retinue.ops.backend import Form, form
 from retinue.ops.plan import (
     AttentionPlan,
     distances,
@@ -50,16 +51,22 @@ def attend(
     """
     scale = q_BHTD.shape[-1] ** -0.5 if scale is None else scale
     q_BHTD, k_BGSD = q_BHTD.to(v_BGSD.dtype), k_BGSD.to(v_BGSD.dtype)
-    return attend_plain(
-        q_BHTD,
-        k_BGSD,
-        v_BGSD,
-        plan=plan,
-        scale=scale,
-        dropout=dropout,
-        window=window,
-        softcap=softcap,
-    )
+    reach = plan.longest or k_BGSD.shape[2]
+    if window is not None and reach <= window:
+        window = None
+    unusual = dropout > 0 or window is not None or softcap is not None
+    if unusual or form(backend) == "plain":
+        return attend_plain(
+            q_BHTD,
+            k_BGSD,
+            v_BGSD,
+            plan=plan,
+            scale=scale,
+            dropout=dropout,
+            window=window,
+            softcap=softcap,
+        )
+    return attend_fast(q_BHTD, k_BGSD, v_BGSD, plan=plan, scale=scale)
 
 
 def attend_plain(
