@@ -34,7 +34,7 @@ def contains(prediction: str, references: Sequence[str]) -> dict[str, float]:
 
 
 def text(prediction: str, references: Sequence[str]) -> dict[str, float]:
-    """Edit similarity 1 - d / longest, case kept off; `anls` drops values below 0.5.
+    """Edit similarity 1 - d / longest, without case; `anls` drops values below 0.5.
 
     ANLS: Biten et al. 2019, Scene Text Visual Question Answering, section 4.
     """
