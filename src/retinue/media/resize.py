@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
+import PIL
 import torch
 from PIL import Image
 from PIL.Image import Image as PILImage
@@ -32,6 +33,7 @@ FILTERS = {
     "lanczos": Resampling.LANCZOS,
     "nearest": Resampling.NEAREST,
 }
+COLUMNS_FIRST = int(PIL.__version__.partition(".")[0]) >= 13
 MAX_CANVAS = 178_956_970
 """Pixels an intermediate picture may have; long thin pictures reach it after padding."""
 
@@ -135,7 +137,21 @@ def resize(picture: Picture, size: Size, *, interpolation: Interpolation = "bicu
         return to_tensor(to_pil(picture).resize((size[1], size[0]), Resampling.LANCZOS))
     if interpolation == "nearest":
         return interpolate(picture[None], size=size, mode="nearest-exact")[0]
-    return interpolate(picture[None], size=size, mode=interpolation, antialias=True)[0]
+    for step in _passes(size_of(picture), size):
+        picture = interpolate(picture[None], size=step, mode=interpolation, antialias=True)[0]
+    return picture
+
+
+def _passes(size: Size, target: Size) -> list[Size]:
+    """The sizes to go through so that torch rounds and clips where Pillow does.
+
+    Both filter the rows, round to grey levels, then filter the columns; but from 13.0 on Pillow
+    takes the columns first where the height shrinks by more than twice what the width does.
+    """
+    shrink, narrow = size[0] - target[0], size[1] - target[1]
+    if COLUMNS_FIRST and shrink > 0 and shrink > 2 * narrow and narrow != 0:
+        return [(target[0], size[1]), target]
+    return [target]
 
 
 def crop(picture: Picture, *, top: int, left: int, size: Size) -> Picture:

@@ -30,23 +30,33 @@ class Single(ViewPolicy):
     """Shorter side resized, middle cut out: CLIP's own preprocessing (Radford et al. 2021, 2.5).
 
     shortest_edge: length of the shorter side before the cut; default: the view's longer side.
+    axes: `guessed` is the CLIPImageProcessor of the originals' time (transformers 4.37), which
+    takes a picture exactly three pixels high for one stored channel by channel.
     """
 
     kind: Literal["single"] = "single"
     shortest_edge: int | None = Field(default=None, gt=0)
+    axes: Literal["upright", "guessed"] = "upright"
 
     def views(self, image: Picture, stream: StreamSpec) -> tuple[Tensor, Grid]:
-        grid = self.grid(size_of(image), stream)
+        size = size_of(image)
+        grid = self.grid(size, stream)
         picture = stream.prepare(image)
-        picture = stream.resize(picture, self._resized(grid.size, stream))
+        if self._misread(size):
+            picture = stream.prepare(pixels(picture).permute(1, 2, 0))
+        picture = stream.resize(picture, self._resized(size, stream))
         return pixels(centre_crop(picture, stream.size))[None], grid
 
     def grid(self, size: Size, stream: StreamSpec) -> Grid:
         check_canvas(self._resized(size, stream), what="view policy 'single'")
         return Grid(size=size)
 
+    def _misread(self, size: Size) -> bool:
+        return self.axes == "guessed" and size[0] == 3
+
     def _resized(self, size: Size, stream: StreamSpec) -> Size:
-        return shortest_edge_size(size, self.shortest_edge or max(stream.size))
+        read = (size[1], 3) if self._misread(size) else size
+        return shortest_edge_size(read, self.shortest_edge or max(stream.size))
 
 
 class Pad(ViewPolicy):
