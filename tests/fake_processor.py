@@ -15,18 +15,22 @@ SIDE = 4
 
 
 class WordTokenizer:
-    """Ids of words in order of first sight, per process; `decode` gives the word back."""
+    """One id per word; `decode` gives the words back."""
 
     def __init__(self) -> None:
-        self.words = ["<image>"]
+        self.seen: dict[int, str] = {}
 
     def id(self, word: str) -> int:
+        """A number that depends on the letters alone, so that processes agree."""
         value = 1 + sum(ord(letter) * (31**k % 997) for k, letter in enumerate(word)) % 9973
-        self.seen = {**getattr(self, "seen", {}), value: word}
+        self.seen[value] = word
         return value
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         return " ".join(self.seen.get(i, "<image>") for i in ids)
+
+    def token_of(self, id: int) -> str:
+        return self.seen.get(id, "<image>")
 
 
 class FakeProcessor:
@@ -59,6 +63,9 @@ class FakeProcessor:
         if train and not example.num_supervised:
             raise DataError("no target", where=f"sample {sample.id!r}")
         return example
+
+    def fingerprint(self) -> str:
+        return f"fake-{self.tokens_per_image}"
 
     def length(self, sample: Sample) -> tuple[int, int]:
         example = self.example(sample, pixels=False)

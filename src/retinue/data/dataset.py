@@ -15,11 +15,12 @@ from retinue.data.loader import Loader, Prepares
 from retinue.data.mixture import Mixture, Source, held_out
 from retinue.data.plan import EpochPlan, Schedule, plan_epoch
 from retinue.data.spec import DataSpec, SourceSpec
-from retinue.types import Sample
 
 
 class DataProcessor(Measure, Prepares, Protocol):
     """What data asks of a Processor."""
+
+    def fingerprint(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,13 +93,12 @@ def open_dataset(
     *,
     root: str | Path = ".",
     cache: Path | None = None,
-    fingerprint: str = "",
     progress: Callable[[str], Progress] | None = None,
 ) -> Dataset:
     """Open and measure every source of a recipe.
 
-    root: relative paths are looked up here. cache, fingerprint: see `cached_index`; without a
-    cache the lengths are measured anew. progress: source name -> callback.
+    root: relative paths are looked up here. cache: folder that keeps the lengths; without one they
+    are measured anew. progress: source name -> callback.
     Raises DataError for unreadable or empty sources, and for broken samples under on_error: error.
     """
 
@@ -110,7 +110,6 @@ def open_dataset(
                 spec=spec,
                 root=Path(root),
                 cache=cache,
-                fingerprint=fingerprint,
                 progress=progress(one.path) if progress else None,
             )
             for one in sources
@@ -146,12 +145,11 @@ def open_dataset(
 
 def open_source(
     source: SourceSpec,
-    processor: Measure,
+    processor: DataProcessor,
     *,
     spec: DataSpec,
     root: Path = Path("."),
     cache: Path | None = None,
-    fingerprint: str = "",
     progress: Progress | None = None,
 ) -> Source:
     """Open one file, measure it, and leave out what the error policy skips."""
@@ -163,7 +161,7 @@ def open_source(
         media_root=media_root,
         empty_answers=source.empty_answers,
     )
-    about = f"{fingerprint}/{source.format}/{media_root}/{source.empty_answers}"
+    about = f"{processor.fingerprint()}/{source.format}/{media_root}/{source.empty_answers}"
     index = cached_index(
         file,
         processor,
@@ -195,6 +193,3 @@ def _side(source: Source, *, spec: DataSpec, held: bool) -> Source:
         row for row in source.rows if held_out(ids[row], fraction=fraction, seed=spec.seed) == held
     ]
     return replace(source, rows=rows)
-
-
-__all__ = ["Dataset", "Sample", "open_dataset", "open_source"]

@@ -13,6 +13,14 @@ from retinue.types import Media, Message, Part, Role, Sample, Text
 PLACEHOLDER = "<image>"
 
 
+class PlaceholderError(DataError):
+    """Placeholders and images of a record do not match in number."""
+
+
+class EmptyAnswerError(DataError):
+    """An assistant's turn without text."""
+
+
 class Format(Protocol):
     """A file of samples with random access; reading one sample never decodes a picture."""
 
@@ -62,10 +70,11 @@ class Row:
             default_id=f"{records.path.stem}-{index}",
         )
 
-    def error(self, field: str, problem: str, *, rule: str, fix: str) -> DataError:
-        return DataError(
-            f"{field}: {problem}", where=f"{self.place()} (sample {self.id!r})", rule=rule, fix=fix
-        )
+    def error(
+        self, field: str, problem: str, *, rule: str, fix: str, kind: type[DataError] = DataError
+    ) -> DataError:
+        where = f"{self.place()} (sample {self.id!r})"
+        return kind(f"{field}: {problem}", where=where, rule=rule, fix=fix)
 
     def expect_list(self, value: Any, field: str, *, of: str) -> list[Any]:
         """`value` as a non-empty list, or DataError."""
@@ -108,6 +117,7 @@ class Row:
                 "the answer is empty",
                 rule="an answer needs text to learn from",
                 fix="write the answer, or remove the turn and its question",
+                kind=EmptyAnswerError,
             )
         return message
 

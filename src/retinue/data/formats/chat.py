@@ -9,6 +9,7 @@ from typing import Any, Self, get_args
 from retinue.core.errors import DataError
 from retinue.data.formats.base import (
     PLACEHOLDER,
+    PlaceholderError,
     Row,
     interleave,
     split_placeholders,
@@ -146,4 +147,5 @@ def _count(row: Row, places: int | str, images: int) -> DataError:
         f"{places} places ({PLACEHOLDER} or bare image parts) for {images} images",
         rule="every place takes one image of 'images', in order",
         fix=f"add or remove a place, or mend 'images'; to write {PLACEHOLDER} as text, rephrase it",
+        kind=PlaceholderError,
     )

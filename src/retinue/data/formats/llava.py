@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from retinue.data.formats.base import (
     PLACEHOLDER,
+    PlaceholderError,
     Row,
     interleave,
     split_placeholders,
@@ -64,6 +65,7 @@ class Llava:
                 f"{wanted} {PLACEHOLDER} for {len(media)} image{'s' * (len(media) != 1)}",
                 rule=f"one {PLACEHOLDER} per image",
                 fix=f"add or remove {PLACEHOLDER}, or mend 'image'",
+                kind=PlaceholderError,
             )
         messages: list[Message] = []
         for i, (role, text) in enumerate(texts):
