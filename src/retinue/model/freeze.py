@@ -1,0 +1,295 @@
+"""Which parameters a stage trains: rules over dotted names, the table they give, and its print.
+
+trainable:
+  "lm.**": {lora: {r: 128, alpha: 256}}
+  "connector.**": {full: {lr: x0.1}}
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+from torch import nn
+
+from retinue.core.errors import ConfigError
+from retinue.core.registry import nearest
+from retinue.core.spec import Spec
+from retinue.model.adapters import LoraTarget, add_lora, linears
+
+NO_RULE = "(no rule)"
+ADAPTER_KEYS = (".lora_A.", ".lora_B.")
+
+
+class FullSpec(Spec):
+    """Train the weights themselves. lr: absolute, or `x0.1` = a tenth of the stage's."""
+
+    lr: float | str | None = None
+
+    @field_validator("lr")
+    @classmethod
+    def _readable(cls, value: float | str | None) -> float | str | None:
+        own_lr(value, 1.0)
+        return value
+
+
+class LoraSpec(FullSpec):
+    """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) on linear layers.
+
+    targets: last names of the layers (`q_proj`); None = all linears but the output head.
+    alpha: None = twice the rank.
+    """
+
+    r: int = Field(default=16, gt=0)
+    alpha: float | None = Field(default=None, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    targets: tuple[str, ...] | None = None
+
+
+class LoraRule(Spec):
+    lora: LoraSpec
+
+
+class FullRule(Spec):
+    full: FullSpec
+
+
+Rule = Literal["frozen", "full"] | LoraRule | FullRule
+"""What stands behind a pattern in `trainable:`."""
+
+
+def own_lr(value: float | str | None, lr: float) -> float:
+    """A rule's learning rate under a stage's: None, absolute, or `x` and a factor."""
+    if value is None:
+        return lr
+    if isinstance(value, str):
+        found = re.fullmatch(r"x\s*([0-9.]+(?:e[-+]?\d+)?)", value.strip().lower())
+        if found is None:
+            raise ValueError(f"lr is a number or a factor such as 'x0.1', not {value!r}")
+        return lr * float(found[1])
+    return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableRow:
+    """One rule: how many parameters it reached and how many numbers of them train."""
+
+    group: str
+    mode: str
+    parameters: int
+    trainable: int
+    total: int
+    lr: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainableTable:
+    """The rules' outcome. `rule_of`: trainable parameter -> its row; names after adapters went in."""
+
+    rows: list[TableRow]
+    rule_of: dict[str, int]
+    lr: float
+
+    @property
+    def names(self) -> list[str]:
+        """Trainable parameters in the model's order."""
+        return list(self.rule_of)
+
+    @property
+    def trainable(self) -> int:
+        return sum(row.trainable for row in self.rows)
+
+    @property
+    def total(self) -> int:
+        return sum(row.total for row in self.rows)
+
+    def cells(self) -> list[tuple[str, str, int, int, int, str]]:
+        """Printable rows under `HEADER`, the sum last."""
+        body = [
+            (
+                r.group,
+                r.mode,
+                r.parameters,
+                r.trainable,
+                r.total,
+                f"{r.lr:g}" if r.trainable else "",
+            )
+            for r in self.rows
+        ]
+        count = sum(row.parameters for row in self.rows)
+        return [*body, ("all", "", count, self.trainable, self.total, "")]
+
+    def to_json(self) -> dict[str, Any]:
+        """What `trainable.json` holds."""
+        return {
+            "rows": [asdict(row) for row in self.rows],
+            "trainable": self.trainable,
+            "total": self.total,
+            "names": self.names,
+        }
+
+
+HEADER = ("group", "mode", "parameters", "trainable", "total", "lr")
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Dotted glob: `*` within one part of the name, `**` over any number of parts."""
+    return re.fullmatch(_regex(pattern), name) is not None
+
+
+def _regex(pattern: str) -> str:
+    parts = []
+    for piece in re.split(r"(\*\*|\*|\?)", pattern):
+        parts.append({"**": r".*", "*": r"[^.]*", "?": r"[^.]"}.get(piece, re.escape(piece)))
+    return "".join(parts)
+
+
+def apply_rules(model: nn.Module, rules: Mapping[str, Rule], *, lr: float) -> TrainableTable:
+    """Freeze, free and adapt the parameters of a model in place; the last matching rule wins.
+
+    Parameters that no rule names are frozen. lr: the stage's learning rate.
+    Raises ConfigError for a pattern that reaches nothing, or if nothing is left to train.
+    """
+    names = [plain(name) for name, _ in model.named_parameters() if not is_adapter(name)]
+    patterns = list(rules)
+    chosen = _choose(names, patterns)
+    sizes = {plain(name): parameter.numel() for name, parameter in model.named_parameters()}
+    targets = _lora_targets(model, rules, chosen)
+    if targets:
+        add_lora(model, targets)
+    rule_of: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        if is_adapter(name):
+            layer = adapted_layer(name)
+            index = patterns.index(targets[layer].rule) if layer in targets else None
+        else:
+            index = chosen[plain(name)]
+            if index is not None and not _is_full(rules[patterns[index]]):
+                index = None
+        parameter.requires_grad_(index is not None)
+        if index is not None:
+            rule_of[name] = index
+    if not rule_of:
+        raise ConfigError(
+            "nothing is trainable",
+            where="train.stages.*.trainable",
+            rule=f"rules are {dict(rules)}",
+            fix="give a pattern the value full or lora",
+        )
+    return _table(model, rules, chosen=chosen, sizes=sizes, rule_of=rule_of, lr=lr)
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter belongs to a LoRA adapter."""
+    return any(key in name for key in ADAPTER_KEYS)
+
+
+def plain(name: str) -> str:
+    """The name that a weight has without adapters."""
+    return name.replace(".base_layer.", ".")
+
+
+def adapted_layer(name: str) -> str:
+    """`lm.….q_proj` of `lm.….q_proj.lora_A.default.weight`."""
+    return re.split(r"\.lora_[AB]\.", name)[0]
+
+
+def _choose(names: list[str], patterns: list[str]) -> dict[str, int | None]:
+    chosen: dict[str, int | None] = dict.fromkeys(names)
+    for index, pattern in enumerate(patterns):
+        reached = [name for name in names if matches(pattern, name)]
+        if not reached:
+            known = _known_patterns(names)
+            hint = nearest(pattern, known)
+            raise ConfigError(
+                f"pattern {pattern!r} matches no parameter"
+                + (f"; did you mean {hint!r}?" if hint else ""),
+                where="train.stages.*.trainable",
+                rule=f"parameters live under {', '.join(_known_patterns(names, depth=1))}",
+            )
+        chosen.update(dict.fromkeys(reached, index))
+    return chosen
+
+
+def _known_patterns(names: list[str], depth: int = 9) -> list[str]:
+    found: dict[str, None] = {}
+    for name in names:
+        parts = name.split(".")
+        for size in range(1, min(len(parts), depth + 1)):
+            found[".".join(parts[:size]) + ".**"] = None
+        if depth > 1:
+            found[name] = None
+    return list(found)
+
+
+def _is_full(rule: Rule) -> bool:
+    return rule == "full" or isinstance(rule, FullRule)
+
+
+def _lora_targets(
+    model: nn.Module, rules: Mapping[str, Rule], chosen: Mapping[str, int | None]
+) -> dict[str, LoraTarget]:
+    """Layer -> its adapter, for every linear whose weight fell to a LoRA rule."""
+    found: dict[str, LoraTarget] = {}
+    patterns = list(rules)
+    heads = {id(getattr(model, "get_output_embeddings", lambda: None)())}
+    for name, module in linears(model):
+        index = chosen.get(f"{name}.weight")
+        rule = None if index is None else rules[patterns[index]]
+        if index is None or not isinstance(rule, LoraRule):
+            continue
+        spec, leaf = rule.lora, name.rpartition(".")[2]
+        if id(module) in heads if spec.targets is None else leaf not in spec.targets:
+            continue
+        alpha = 2.0 * spec.r if spec.alpha is None else spec.alpha
+        found[name] = LoraTarget(rule=patterns[index], r=spec.r, alpha=alpha, dropout=spec.dropout)
+    for pattern, rule in rules.items():
+        if isinstance(rule, LoraRule) and all(t.rule != pattern for t in found.values()):
+            raise ConfigError(
+                f"lora under {pattern!r} finds no linear layer",
+                where="train.stages.*.trainable",
+                rule=f"targets are {rule.lora.targets or 'all linears but the head'}",
+                fix="widen the pattern or name other targets",
+            )
+    return found
+
+
+def _table(
+    model: nn.Module,
+    rules: Mapping[str, Rule],
+    *,
+    chosen: Mapping[str, int | None],
+    sizes: Mapping[str, int],
+    rule_of: dict[str, int],
+    lr: float,
+) -> TrainableTable:
+    rows = []
+    now = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    for index, (pattern, rule) in enumerate(rules.items()):
+        own = [name for name, which in chosen.items() if which == index]
+        mine = [name for name, which in rule_of.items() if which == index]
+        adapters = [name for name in mine if is_adapter(name)]
+        spec = rule.lora if isinstance(rule, LoraRule) else None
+        factor = rule.full.lr if isinstance(rule, FullRule) else spec.lr if spec else None
+        rows.append(
+            TableRow(
+                group=pattern,
+                mode=f"lora r={spec.r}" if spec else "full" if _is_full(rule) else "frozen",
+                parameters=len(own) + len(adapters),
+                trainable=sum(now[name] for name in mine),
+                total=sum(sizes[name] for name in own) + sum(now[name] for name in adapters),
+                lr=own_lr(factor, lr),
+            )
+        )
+    rest = [name for name, which in chosen.items() if which is None]
+    if rest:
+        total = sum(sizes[name] for name in rest)
+        rows.append(
+            TableRow(
+                group=NO_RULE, mode="frozen", parameters=len(rest), trainable=0, total=total, lr=lr
+            )
+        )
+    return TrainableTable(rows=rows, rule_of=rule_of, lr=lr)

@@ -1,0 +1,10 @@
+"""Objective table: what a forward of training computes from model and batch."""
+
+from retinue.core.registry import Registry
+
+OBJECTIVES: Registry[type] = Registry(
+    "objective",
+    {
+        "sft": "retinue.train.objectives.sft:Sft",
+    },
+)

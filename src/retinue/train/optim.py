@@ -1,0 +1,159 @@
+"""AdamW and its parameter groups: who decays, who has a rate of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, field_validator
+from torch import nn
+from torch.optim import Optimizer
+
+from retinue.core.lazy import need
+from retinue.core.spec import Spec
+from retinue.model.freeze import TrainableTable
+
+
+class OptimSpec(Spec):
+    """AdamW (Loshchilov & Hutter 2017, arXiv 1711.05101).
+
+    kind: adamw8bit keeps the moments in 8 bits (bitsandbytes). decay: which parameters decay, see
+    `DECAY`. clip: largest norm of all gradients together; None = no clipping.
+    """
+
+    kind: Literal["adamw", "adamw8bit"] = "adamw"
+    lr: float = Field(gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0)
+    clip: float | None = Field(default=1.0, gt=0)
+    decay: str = "matrices"
+
+    @field_validator("decay")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in DECAY:
+            raise ValueError(f"unknown decay rule {name!r} (known: {', '.join(DECAY)})")
+        return name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Param:
+    """What grouping must know of a parameter.
+
+    module: class name of the module that owns it; rule: number of the trainable rule with a rate of
+    its own that it fell to, None for the stage's rate.
+    """
+
+    name: str
+    module: str
+    dims: int
+    rule: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """One AdamW group; names in the order given."""
+
+    lr: float
+    weight_decay: float
+    names: list[str] = field(default_factory=list)
+
+
+def decays_matrix(param: Param) -> bool:
+    """Only tensors of two or more dimensions decay: no norm, bias, gate or newline."""
+    return param.dims >= 2
+
+
+def decays_llava(param: Param) -> bool:
+    """LLaVA's rule through transformers 4.37: all but LayerNorm, LlamaRMSNorm and `bias` names.
+
+    Other RMSNorm classes do decay there.
+    """
+    return param.module not in ("LayerNorm", "LlamaRMSNorm") and "bias" not in param.name
+
+
+DECAY: dict[str, Callable[[Param], bool]] = {"matrices": decays_matrix, "llava": decays_llava}
+
+
+def group_parameters(
+    params: Sequence[Param],
+    *,
+    lr: float,
+    weight_decay: float,
+    decay: str,
+    own: Mapping[int, float] | None = None,
+) -> list[Group]:
+    """Groups in the order of LLaVA and M3: decaying, not decaying; then both of every own rate.
+
+    own: rule -> its absolute rate, in group order. Empty groups are kept, as the originals do.
+    """
+    decays = DECAY[decay]
+    groups = []
+    for rule, rate in [(None, lr), *(own or {}).items()]:
+        members = [param for param in params if param.rule == rule]
+        for wanted, strength in ((True, weight_decay), (False, 0.0)):
+            names = [param.name for param in members if decays(param) == wanted]
+            groups.append(Group(lr=rate, weight_decay=strength, names=names))
+    return groups
+
+
+def describe_parameters(
+    model: nn.Module, table: TrainableTable
+) -> tuple[list[Param], dict[int, float]]:
+    """The trainable parameters of a model and the rates that rules set for themselves."""
+    rows = table.rows
+    own = {
+        rule: rows[rule].lr
+        for rule in sorted(set(table.rule_of.values()))
+        if rows[rule].lr != table.lr
+    }
+    params = []
+    for name, parameter in model.named_parameters():
+        if name in table.rule_of:
+            owner = model.get_submodule(name.rpartition(".")[0])
+            rule = table.rule_of[name]
+            params.append(
+                Param(
+                    name=name,
+                    module=type(owner).__name__,
+                    dims=parameter.dim(),
+                    rule=rule if rule in own else None,
+                )
+            )
+    return params, own
+
+
+def make_optimizer(
+    model: nn.Module, table: TrainableTable, *, spec: OptimSpec
+) -> tuple[Optimizer, list[Group]]:
+    """AdamW over the trainable parameters; each group carries `base_lr` and its `names`."""
+    params, own = describe_parameters(model, table)
+    groups = group_parameters(
+        params, lr=spec.lr, weight_decay=spec.weight_decay, decay=spec.decay, own=own
+    )
+    by_name = dict(model.named_parameters())
+    filled: list[dict[str, Any]] = [
+        {
+            "params": [by_name[name] for name in group.names],
+            "lr": group.lr,
+            "base_lr": group.lr,
+            "weight_decay": group.weight_decay,
+            "names": group.names,
+        }
+        for group in groups
+    ]
+    common: dict[str, Any] = {"lr": spec.lr, "betas": spec.betas, "eps": spec.eps}
+    if spec.kind == "adamw8bit":
+        bits = need("bitsandbytes", extra="quant", purpose="8-bit AdamW")
+        optimizer: Optimizer = bits.optim.AdamW8bit(filled, **common)
+        return optimizer, groups
+    return torch.optim.AdamW(filled, fused=True, **common), groups
+
+
+def set_rates(optimizer: Optimizer, factor: float) -> None:
+    """Give every group its own base rate times the schedule's factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
