@@ -7,6 +7,7 @@ import pytest
 import typer
 
 from retinue.cli import main
+from retinue.core.compose import compose
 from retinue.core.errors import (
     CheckpointError,
     ConfigError,
@@ -100,7 +101,8 @@ def test_ls_of_an_unknown_family_names_the_nearest(capsys):
 def test_cp_copies_a_recipe_and_does_not_overwrite(tmp_path, capsys):
     assert main.run(["cp", "llava15-7b/sft", str(tmp_path)]) == 0
     copy = tmp_path / "sft.yaml"
-    assert "model:" in copy.read_text("utf-8")
+    assert copy.read_text("utf-8").startswith("# LLaVA-1.5")
+    assert compose(copy).data == compose("llava15-7b/sft").data
     copy.write_text("mine", "utf-8")
     assert main.run(["cp", "llava15-7b/sft", str(tmp_path)]) == 2
     assert copy.read_text("utf-8") == "mine"

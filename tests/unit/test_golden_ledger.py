@@ -42,10 +42,12 @@ def project(tmp_path):
 
 def run(project, *arguments, **env):
     base = {k: v for k, v in os.environ.items() if not k.startswith(("RETINUE_", "PYTEST_"))}
+    env = {**base, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", **env}
+    options = ["-q", "-p", "no:cacheprovider", "-p", "xdist"]
+    command = [sys.executable, "-m", "pytest", *options, *arguments]
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "xdist", *arguments],
-        cwd=project, env={**base, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", **env}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        command, cwd=project, env=env, capture_output=True, text=True, check=False
+    )
 
 
 @pytest.mark.parametrize("arguments", [["tests/golden"], ["tests"], [], ["-n", "2", "tests"]])

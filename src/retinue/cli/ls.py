@@ -18,6 +18,15 @@ FAMILIES = {
     "connectors": "retinue.model.connectors:CONNECTORS",
     "layouts": "retinue.model.layouts:LAYOUTS",
     "fusions": "retinue.model.fusions:FUSIONS",
+    "lms": "retinue.model.lm:LMS",
+    "views": "retinue.media:VIEWS",
+    "templates": "retinue.text.templates:TEMPLATES",
+    "labels": "retinue.text.labels:LABELS",
+    "formats": "retinue.data.formats:FORMATS",
+    "samplers": "retinue.data.sampler:SAMPLERS",
+    "objectives": "retinue.train.objectives:OBJECTIVES",
+    "scorers": "retinue.eval.scorers:SCORERS",
+    "tasks": "retinue.world.tasks:TASKS",
 }
 """Family -> its registry."""
 

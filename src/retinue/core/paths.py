@@ -79,11 +79,14 @@ def run_dir(name: str, *, root: str | Path = "runs") -> Path:
 
 def recipes() -> dict[str, Path]:
     """Packaged recipes: `llava15-7b/sft` -> file; `_`-files are only there to be included."""
+    return {name: path for name, path in _packaged().items() if not path.name.startswith("_")}
+
+
+def _packaged() -> dict[str, Path]:
     root = Path(str(resources.files("retinue") / "recipes"))
     return {
         path.relative_to(root).with_suffix("").as_posix(): path
         for path in sorted(root.rglob("*.yaml"))
-        if not path.name.startswith("_")
     }
 
 
@@ -96,11 +99,11 @@ def find_recipe(text: str) -> Path:
     local = Path(name).expanduser()
     if not text.startswith("recipe:") and local.is_file():
         return local
-    known = recipes()
+    known = _packaged()
     key = name.removesuffix(".yaml")
     if key in known:
         return known[key]
-    hint = nearest(key, list(known))
+    hint = nearest(key, list(recipes()))
     raise ConfigError(
         "there is no such recipe" + (f"; did you mean {hint!r}?" if hint else ""),
         where=text,

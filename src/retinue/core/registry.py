@@ -79,10 +79,11 @@ class Registry(Generic[T]):
         path = Path(next(iter(spec.submodule_search_locations))) / f"{module.rpartition('.')[2]}.py"
         if not path.exists():
             return ""
-        for node in ast.parse(path.read_text("utf-8")).body:
+        tree = ast.parse(path.read_text("utf-8"))
+        for node in tree.body:
             if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == attribute:
                 return (ast.get_docstring(node) or "").partition("\n")[0]
-        return ""
+        return (ast.get_docstring(tree) or "").partition("\n")[0]  # a value: its module's line
 
     def spec_of(self, data: Any) -> Any:
         """Turn `{"kind": name, ...}` into the Spec of the class that `name` stands for.
