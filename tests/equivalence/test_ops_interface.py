@@ -159,7 +159,7 @@ def test_no_mask_is_built_for_the_name() -> None:
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
 @pytest.mark.slow
 def test_layers_compile_without_a_break() -> None:
-    ours, _ = build("Llama")
+    ours, _ = build("Llama", num_hidden_layers=1)
     expected, grads = [], []
     batches = [packed(5, 9), packed(3, 4, 6, 2), packed(11, 2, 5)]
     ids = [torch.randint(40, segments.shape) for segments, _ in batches]
