@@ -1,4 +1,4 @@
-"""Which format a folder has, by what it holds: config fields and weight names, never its own name."""
+"""Which format a folder has, by what it holds: config fields and weight names, not its name."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def detect(folder: Path) -> Found:
         raise CheckpointError(
             f"no checkpoint that retinue knows ({_summary(folder, config)})",
             where=str(folder),
-            rule="known: retinue, LLaVA (full, projector, LoRA), HF Llava and LlavaNext, causal LM, "
-            "vision tower, PEFT adapter",
+            rule="known: retinue, LLaVA (full, projector, LoRA), HF Llava and LlavaNext, "
+            "causal LM, vision tower, PEFT adapter",
             fix="point at the folder that holds config.json and the weights",
         )
     return Found(format=kind, folder=folder, weights=weights, config=config, adapter=adapter)
@@ -91,7 +91,7 @@ def _format(
 
 
 def is_original(config: dict[str, Any]) -> bool:
-    """Whether a config.json is the original LLaVA's: an LLM's fields with `mm_` ones beside them."""
+    """Whether a config.json is the original LLaVA's: an LLM's fields and `mm_` ones."""
     nested = "text_config" in config or "vision_config" in config
     named = config.get("model_type") in LLAVA_TYPES
     return not nested and (named or "mm_vision_tower" in config or "mm_projector_type" in config)

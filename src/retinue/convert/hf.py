@@ -1,7 +1,8 @@
 """transformers' LlavaForConditionalGeneration and LlavaNextForConditionalGeneration in our terms.
 
-Key layouts of transformers 4.x (`language_model.model.…`), of 5.x in memory (`model.language_model.…`)
-and of what 5.x saves are all read; the first is written, which every version loads.
+Key layouts of transformers 4.x (`language_model.model.…`), of 5.x in memory
+(`model.language_model.…`) and of what 5.x saves are all read; the first is written, which every
+version loads.
 """
 
 from __future__ import annotations
@@ -22,10 +23,15 @@ LINEAR = {"linear_1": "net.0", "linear_2": "net.2"}
 
 
 def import_hf(
-    config: Mapping[str, Any], preprocessor: Mapping[str, Any], *, where: str
+    config: Mapping[str, Any],
+    preprocessor: Mapping[str, Any],
+    *,
+    processor: Mapping[str, Any],
+    where: str,
 ) -> Translation:
     """Our config, processor settings and key rules of a `llava` or `llava_next` config.json.
 
+    preprocessor, processor: the files preprocessor_config.json and processor_config.json.
     Raises CheckpointError for an activation, tower or feature strategy without a counterpart.
     """
     native: Any = as_config({k: v for k, v in config.items() if k != "architectures"})
@@ -66,7 +72,14 @@ def import_hf(
             "image_token_id": int(native.image_token_index),
         },
         tie_word_embeddings=bool(native.tie_word_embeddings),
-        **{FOREIGN: {"format": "hf", "config": dict(config), "preprocessor": dict(preprocessor)}},
+        **{
+            FOREIGN: {
+                "format": "hf",
+                "config": dict(config),
+                "preprocessor": dict(preprocessor),
+                "processor": dict(processor),
+            }
+        },
     )
     return Translation(
         config=ours,

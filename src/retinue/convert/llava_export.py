@@ -130,9 +130,7 @@ def _pictures(
         mode = "square" if mode in ("pad", "anyres") or not old else mode
         return {"image_aspect_ratio": mode, "mm_patch_merge_type": merge}
     if views["kind"] != "anyres":
-        raise refuse(
-            f"a view policy {views['kind']!r}", "the format has pad, anyres and plain CLIP"
-        )
+        raise refuse(f"a view policy {views['kind']!r}", "the format has pad, anyres and CLIP's")
     step = 1 if views.get("order", "wh") == "wh" else -1
     pairs = [list(pair)[::step] for pair in views["pinpoints"]]
     said = old.get("image_grid_pinpoints")

@@ -1,4 +1,4 @@
-"""Vision towers: which encoder a config means, its key rules, sizes from tensors where files lack."""
+"""Vision towers: which encoder a config means, its key rules, published sizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weight files read one tensor at a time: safetensors and torch pickles (weights only), sharded or not."""
+"""Weight files read one tensor at a time: safetensors and torch pickles, sharded or not."""
 
 from __future__ import annotations
 

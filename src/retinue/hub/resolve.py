@@ -10,7 +10,13 @@ from retinue.core.log import get_logger
 from retinue.core.paths import HubId, locate
 
 SMALL = ("*.json", "*.jinja", "tokenizer.model", "vocab.txt", "merges.txt", "spiece.model")
-SIDE = ("mm_projector.bin", "non_lora_trainables.bin", "adapter_model.*", "adapter/*")
+SIDE = (
+    "mm_projector.bin",
+    "non_lora_trainables.bin",
+    "adapter_model.*",
+    "adapter/*",
+    "adapter/*/*",
+)
 SAFE = ("model.safetensors", "model-*.safetensors")
 PICKLED = ("pytorch_model.bin", "pytorch_model-*.bin")
 

@@ -1,0 +1,159 @@
+"""Any known folder or hub id -> a model and its processor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from retinue.convert.keymap import Coverage
+from retinue.core.errors import CheckpointError, ConfigError, DataError
+from retinue.core.log import get_logger, once
+from retinue.hub.adapters import attach
+from retinue.hub.resolve import resolve
+from retinue.hub.sources import Encoders, Opened, open_folder
+from retinue.hub.stream import fill, skeleton
+from retinue.model.retinue import Retinue
+from retinue.model.spec import Plan
+from retinue.processor import Processor, ProcessorSpec
+from retinue.text.template import Template
+from retinue.text.templates.hf import HfTemplate
+from retinue.text.tokenizer import Tokenizer
+from retinue.types import Message, Text
+
+TemplateChoice = str | dict[str, Any] | Template | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A model, its processor, where they came from and what became of every key."""
+
+    model: Retinue
+    processor: Processor
+    opened: Opened
+    coverage: Coverage
+
+
+def load(
+    path: str | Path,
+    *,
+    adapters: Sequence[str | Path] = (),
+    base: str | Path | None = None,
+    encoders: Encoders = None,
+    template: TemplateChoice = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    keep_adapter: bool = False,
+) -> tuple[Retinue, Processor]:
+    """A model in eval mode and its processor, from a folder or hub id in any known format.
+
+    adapters: LoRA folders in PEFT's layout to put on top; base: what a projector, LoRA or adapter
+    stands on; encoders: {name: PATH} of towers; template: overrides the folder's or its
+    architecture's; dtype: of all weights, default that of the files; keep_adapter: a LLaVA LoRA
+    stays an adapter instead of being folded into the weights.
+    Raises CheckpointError for folders that are no checkpoint, incomplete or truncated, or parts
+    that do not fit each other; EnvError when the hub cannot be reached.
+    """
+    found = load_with_report(
+        path,
+        adapters=adapters,
+        base=base,
+        encoders=encoders,
+        template=template,
+        device=device,
+        dtype=dtype,
+        keep_adapter=keep_adapter,
+    )
+    return found.model, found.processor
+
+
+def load_with_report(
+    path: str | Path,
+    *,
+    adapters: Sequence[str | Path] = (),
+    base: str | Path | None = None,
+    encoders: Encoders = None,
+    template: TemplateChoice = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    keep_adapter: bool = False,
+) -> Loaded:
+    """As `load`, with the coverage of every key."""
+    opened = open_folder(path, base=base, encoders=encoders, keep_adapter=keep_adapter)
+    processor = make_processor(opened, template=template)
+    model = skeleton(opened.config)
+    coverage = fill(model, opened.sources, dtype=dtype, device=device, where=str(opened.folder))
+    if coverage.unused:
+        get_logger().warning(f"{opened.folder}: {coverage}")
+    file = opened.folder / "generation_config.json"
+    if file.exists():
+        model.generation_config = GenerationConfig.from_pretrained(opened.folder)
+    names = iter(["default", *(f"adapter{number}" for number in range(2, 100))])
+    for folder in [*opened.adapters, *map(resolve, adapters)]:
+        attach(model, folder, opened=opened, name=next(names), device=device)
+    model.config._name_or_path = str(path)
+    return Loaded(model=model.eval(), processor=processor, opened=opened, coverage=coverage)
+
+
+def make_processor(opened: Opened, *, template: TemplateChoice = None) -> Processor:
+    """The processor of an opened folder; a default template is said once.
+
+    Raises CheckpointError where neither folder nor architecture names a template.
+    """
+    for note in opened.notes:
+        once(note)
+    config = opened.config
+    vocab = int(getattr(config.get_text_config(), "vocab_size", 0) or 0)
+    slow = opened.format.startswith("llava") and config.text_config.model_type == "llama"
+    tokenizer = Tokenizer.load(opened.tokenizer, model_vocab=vocab, slow=slow)
+    settings = dict(opened.processor)
+    if template is not None:
+        settings["template"] = chosen(template)
+    elif opened.format != "retinue":
+        settings["template"] = default_template(opened, tokenizer)
+    spec = ProcessorSpec.parse(settings, where=f"{opened.folder}/processor.json")
+    return Processor(Plan(config), tokenizer=tokenizer, spec=spec)
+
+
+def chosen(template: str | dict[str, Any] | Template) -> str | dict[str, Any]:
+    """A template as processor.json keeps it. Raises ConfigError for an unknown name."""
+    from retinue.text.template import dump, resolve
+
+    return dump(resolve(template))
+
+
+def default_template(opened: Opened, tokenizer: Tokenizer) -> str | dict[str, Any]:
+    """The folder's own chat template if it can be used, else its architecture's documented one."""
+    if opened.format.startswith("hf"):
+        own = _chat_template(tokenizer)
+        if own is not None:
+            return own
+    if opened.default is None:
+        raise CheckpointError(
+            "no template in the folder, and none is documented for a language model of type "
+            f"{opened.config.text_config.model_type!r}",
+            where=str(opened.folder),
+            fix="choose one with template= or --template (`retinue ls templates`)",
+        )
+    once(
+        f"{opened.folder}: no template in the folder, using {opened.default}, the default of its "
+        f"architecture (--template overrides)"
+    )
+    fields = {k: v for k, v in opened.processor["template"].items() if v is not None}
+    return str(fields["name"]) if set(fields) == {"name"} else fields
+
+
+def _chat_template(tokenizer: Tokenizer) -> dict[str, Any] | None:
+    """A Jinja template that renders plain strings; those that want lists of parts are no use."""
+    if tokenizer.chat_template is None:
+        return None
+    try:
+        made = HfTemplate.of(tokenizer)
+        text = made.text([Message(role="user", parts=(Text(text="ping"),))], reply=True)
+    except (DataError, ConfigError):
+        return None
+    return made.model_dump(mode="json") if "ping" in text else None
