@@ -23,6 +23,7 @@ VERBS = {
     "ls": "retinue.cli.ls",
     "cp": "retinue.cli.cp",
     "config": "retinue.cli.config",
+    "data": "retinue.cli.data",
 }
 """Verb -> the module that holds its `app`, in the order of the help page."""
 
