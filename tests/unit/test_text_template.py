@@ -7,6 +7,7 @@ import pytest
 from retinue.core.errors import ConfigError, DataError
 from retinue.text.labels import tokenize
 from retinue.text.template import resolve
+from retinue.text.templates import TEMPLATES
 from retinue.text.templates.hf import HfTemplate
 from retinue.text.train import train_bpe
 from retinue.text.versions import policy_for_version, template_for_version, training_messages
@@ -97,6 +98,12 @@ def test_unknown_names_and_fields() -> None:
         resolve("hf")
     with pytest.raises(ConfigError, match="needs 'name'"):
         resolve({"system": "x"})
+
+
+def test_every_name_is_described() -> None:
+    for name in TEMPLATES:
+        assert TEMPLATES.describe(name), name
+        assert name == "hf" or TEMPLATES.get(name).name == name
 
 
 def test_versions_choose_dialects_and_masks() -> None:

@@ -10,8 +10,10 @@ import pytest
 import sentencepiece
 
 from retinue.core.errors import CheckpointError, ConfigError
+from retinue.text.labels import tokenize
 from retinue.text.tokenizer import Tokenizer
 from retinue.text.train import train_bpe
+from retinue.types import Segment
 
 LINES = ["the cat and the dog", "USER: what is it? ASSISTANT: a red bus </s> on the street"] * 3
 
@@ -75,6 +77,13 @@ def test_bytes_of_a_character_share_its_span(model: bytes) -> None:
     ids, spans = pieces(model).encode_with_offsets("你")
     assert len(ids) == 4
     assert spans == [(0, 0), (0, 1), (0, 1), (0, 1)]
+
+
+def test_an_answers_dummy_prefix_is_a_target(model: bytes) -> None:
+    """At inference the model has to say it: it stands for no character, but comes first."""
+    segments = [Segment(media=0), Segment(text="你", train=True)]
+    done = tokenize(segments, pieces(model))
+    assert done.supervised == [2, 3, 4, 5]
 
 
 def test_roles_and_placeholder(model: bytes) -> None:

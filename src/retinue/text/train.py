@@ -13,9 +13,9 @@ UNK, BOS, EOS = "<unk>", "<s>", "</s>"
 
 def train_bpe(texts: Iterable[str], *, vocab_size: int, specials: Sequence[str] = ()) -> Tokenizer:
     """Byte-level BPE over `texts`; ids 0, 1, 2 are unk (also pad), bos, eos, then `specials`.
-    Little text gives fewer than `vocab_size` ids.
 
-    Every text can be encoded; prompts start with bos. The same texts give the same vocabulary.
+    Every text can be encoded; prompts start with bos. The same texts give the same vocabulary;
+    little text gives fewer than `vocab_size` ids.
     Raises ConfigError if `vocab_size` cannot hold the 256 bytes and the specials.
     Source: Sennrich et al. 2016 (BPE), Radford et al. 2019 (over bytes).
     """
