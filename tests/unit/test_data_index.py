@@ -145,6 +145,6 @@ def test_held_out_is_a_stable_fraction() -> None:
     ],
 )
 def test_recipe_errors(change: dict[str, object], message: str) -> None:
-    with pytest.raises(ConfigError, match="^recipe: ") as caught:
+    with pytest.raises(ConfigError, match=r"^recipe: ") as caught:
         DataSpec.parse({"sources": [{"path": "a"}], **change}, where="recipe")
     assert message in str(caught.value)

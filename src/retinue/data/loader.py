@@ -62,7 +62,7 @@ class Loader:
     schedule: the plan of every epoch; rank, world: this rank's share of each step.
     spec: max_tokens (longer examples are truncated), packing (rows or packs), on_error, workers.
     Iterating starts at the position (`seek`) and never ends; `state()` is the next global step.
-    `skipped`: samples left out since the loader was made (on_error: skip).
+    `skipped`: the samples left out so far (on_error: skip), each once; `num_skipped`: how often.
     """
 
     def __init__(
@@ -84,8 +84,13 @@ class Loader:
             spec,
         )
         self.rank, self.world, self.prefetch = rank, world, prefetch
-        self.skipped: list[Skipped] = []
+        self.num_skipped = 0
+        self._skipped: dict[int, Skipped] = {}
         self._step = 0
+
+    @property
+    def skipped(self) -> list[Skipped]:
+        return list(self._skipped.values())
 
     def seek(self, step: int) -> None:
         """Go on from global step `step`; running iterations are not affected."""
@@ -134,7 +139,8 @@ class Loader:
         task = _Prepare(self.samples, self.processor, self.spec)
         keys = self._keys(start, stop)
         for loaded in ordered_map(task, keys, workers=self.spec.workers, prefetch=self.prefetch):
-            self.skipped += loaded.skipped
+            self.num_skipped += len(loaded.skipped)
+            self._skipped |= {one.index: one for one in loaded.skipped}
             if loaded.error is not None:
                 raise loaded.error
             yield loaded

@@ -10,6 +10,7 @@ import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
+from itertools import count
 from pathlib import Path
 from typing import Protocol
 
@@ -62,7 +63,7 @@ class _Picture:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Card:
     id: str
-    turns: list[tuple[str, str]]
+    turns: list[tuple[str, list[str | int]]]
     pictures: list[_Picture]
     pieces: list[_Piece] = field(default_factory=list)
     tokens: int = 0
@@ -78,7 +79,7 @@ def show_html(
     out: str | Path | None = None,
     title: str = "Samples",
 ) -> str:
-    """The page as a string, also written to `out` if given.
+    """The page as a string, also written to `out` if given: thumbnails inside, no script, no link.
 
     A sample that cannot be prepared, or a DataError in its place, becomes a card with the error.
     """
@@ -96,10 +97,7 @@ def show_html(
 def _card(sample: Sample | DataError, processor: Shows) -> _Card:
     if isinstance(sample, DataError):
         return _Card(id=sample.where or "?", turns=[], pictures=[], error=str(sample))
-    turns = [
-        (m.role, "".join("🖼 " if isinstance(p, Media) else p.text for p in m.parts))
-        for m in sample.messages
-    ]
+    turns = _turns(sample)
     try:
         example = processor.example(sample, train=True, pixels=False)
     except DataError as error:
@@ -116,9 +114,19 @@ def _card(sample: Sample | DataError, processor: Shows) -> _Card:
     )
 
 
+def _turns(sample: Sample) -> list[tuple[str, list[str | int]]]:
+    """Role and parts of every message; a picture is its number, from 1."""
+    numbers = count(1)
+    return [
+        (m.role, [next(numbers) if isinstance(p, Media) else p.text for p in m.parts])
+        for m in sample.messages
+    ]
+
+
 def _pieces(example: Example, tokenizer: Decodes) -> Iterator[_Piece]:
     """Tokens in order, each run of placeholders as one piece."""
     runs = {span.start: span for span in example.spans if span.length}
+    ends = {span.start + span.length for span in example.spans}
     at = 0
     while at < len(example.tokens):
         if at in runs:
@@ -132,7 +140,7 @@ def _pieces(example: Example, tokenizer: Decodes) -> Iterator[_Piece]:
             )
             at += span.length
             continue
-        before = example.tokens[at - 1 : at] if at and at - 1 not in _visual(example) else []
+        before = example.tokens[at - 1 : at] if at and at not in ends else []
         yield _Piece(
             text=_text(example.tokens[at], before, tokenizer),
             id=example.tokens[at],
@@ -140,10 +148,6 @@ def _pieces(example: Example, tokenizer: Decodes) -> Iterator[_Piece]:
             trained=at > 0 and example.labels[at] != IGNORE,
         )
         at += 1
-
-
-def _visual(example: Example) -> set[int]:
-    return {i for span in example.spans for i in range(span.start, span.start + span.length)}
 
 
 def _text(token: int, before: Sequence[int], tokenizer: Decodes) -> str:
@@ -162,7 +166,7 @@ def _picture(medium: Media, example: Example | None = None, number: int = 0) -> 
     try:
         image = load_image(medium.source)
     except DataError as error:
-        return _Picture(name=name, uri=None, size=str(error), views="", tokens=None)
+        return _Picture(name=name, uri=None, size=error.what, views="", tokens=None)
     size = f"{image.width} × {image.height}"
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     data = io.BytesIO()
