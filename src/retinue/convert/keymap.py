@@ -142,6 +142,11 @@ class Coverage:
     missing: list[str] = field(default_factory=list)
     sources: dict[str, str] = field(default_factory=dict)
 
+    def clear(self) -> None:
+        """Forget the keys, keep the sources: for another pass over the same files."""
+        for names in (self.used, self.ignored, self.unused, self.missing):
+            names.clear()
+
     @property
     def complete(self) -> bool:
         """Every tensor was used and none is missing."""

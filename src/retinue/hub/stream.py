@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from retinue.convert.keymap import Coverage, KeyMap, shorten
+from retinue.convert.translation import FOREIGN
 from retinue.convert.weights import Weights
 from retinue.core.errors import CheckpointError
 from retinue.model.retinue import Retinue
@@ -143,17 +145,48 @@ def fill(
     cover = Coverage()
     wanted, tied = shapes_of(model), tied_names(model)
     common = dtype or language_dtype(sources)
+    mark = Fingerprint()
     for name, tensor in stream(sources, wanted, tied, cover):
-        own = dtype is None and name.startswith("encoders.")
-        if tensor.is_floating_point() and not own:
-            tensor = tensor.to(common)
+        tensor = cast(name, tensor, asked=dtype, common=common)
+        mark.add(name, tensor)
         place(model, name, tensor.to(device))
     require_complete(cover, where=where)
+    mark.keep(model.config)
     for name, other in tied.items():
         parent, leaf = _parent(model, name)
         parent._parameters[leaf] = model.get_parameter(other)
     model.to(device)
     return cover
+
+
+def cast(
+    name: str, tensor: Tensor, *, asked: torch.dtype | None, common: torch.dtype | None
+) -> Tensor:
+    """A tensor in the dtype that loading gives it."""
+    if not tensor.is_floating_point() or (asked is None and name.startswith("encoders.")):
+        return tensor
+    return tensor if common is None else tensor.to(common)
+
+
+class Fingerprint:
+    """A digest of an external tower's weights, so that an export knows whether they changed."""
+
+    def __init__(self) -> None:
+        self.value = 0
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Count one tensor in; all but encoders' are ignored, order does not matter."""
+        if name.startswith("encoders."):
+            data = tensor.contiguous().flatten().view(torch.uint8).numpy().data
+            head = f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
+            digest = hashlib.blake2b(data, key=hashlib.blake2b(head).digest(), digest_size=6)
+            self.value ^= int.from_bytes(digest.digest(), "big")
+
+    def keep(self, config: RetinueConfig) -> None:
+        """Remember the digest in a config whose tower stands outside its checkpoint."""
+        kept = getattr(config, FOREIGN, None)
+        if isinstance(kept, dict) and kept.get("tower_carried") is False:
+            kept.setdefault("tower_digest", self.value)
 
 
 def place(model: nn.Module, name: str, tensor: Tensor) -> None:

@@ -1,0 +1,123 @@
+"""A model and its processor -> one self-describing folder, whole or not at all.
+
+config.json, generation_config.json, processor.json, tokenizer files, model*.safetensors with an
+index where sharded, adapter/ in PEFT's layout, provenance.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from retinue.convert.detect import BASE
+from retinue.hub.files import SHARD_BYTES, ShardWriter, whole_folder, write_json
+from retinue.hub.sources import ADAPTER
+from retinue.hub.stream import tied_names
+from retinue.model.adapters import adapter_names, base_state, save_adapter
+from retinue.model.retinue import Retinue
+from retinue.model.spec import RetinueConfig
+from retinue.processor import Processor
+
+PACKAGES = ("retinue", "torch", "transformers", "peft")
+
+
+def save(
+    model: Retinue,
+    processor: Processor,
+    folder: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    base: str | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a folder that `load` reads back to the same logits; returns it.
+
+    dtype: of the written weights, default as they are; shard_bytes: largest weight file; base: PATH
+    of the model that holds all weights that do not require grad here, which are then not written;
+    provenance: facts to keep with the versions. An existing folder is replaced once the new one is
+    complete. Raises EnvError when there is no room; the previous folder is then kept.
+    """
+    tied = tied_names(model)
+    state: Iterable[tuple[str, Tensor]] = (
+        (name, tensor) for name, tensor in base_state(model).items() if name not in tied
+    )
+    if base is not None:
+        changed = {
+            name.replace(".base_layer.", ".")
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad and ".lora_" not in name
+        }
+        state = ((name, tensor) for name, tensor in state if name in changed)
+    with whole_folder(Path(folder)) as partial:
+        write_weights(state, partial, dtype=dtype, shard_bytes=shard_bytes)
+        write_settings(
+            model.config,
+            processor,
+            partial,
+            dtype=dtype or next(model.lm.parameters()).dtype,
+            generation=model.generation_config.to_diff_dict() if model.generation_config else {},
+        )
+        names = adapter_names(model)
+        for name in names:
+            place = partial / ADAPTER if len(names) == 1 else partial / ADAPTER / name
+            save_adapter(model, place, base=base, name=name)
+        if base is not None:
+            write_json(partial / BASE, {"base": base})
+        write_json(partial / "provenance.json", {"versions": versions(), **(provenance or {})})
+    return Path(folder)
+
+
+def write_weights(
+    state: Iterable[tuple[str, Tensor]],
+    folder: Path,
+    *,
+    dtype: torch.dtype | None,
+    shard_bytes: int,
+) -> list[str]:
+    """Stream tensors into safetensors files; returns their names."""
+    writer = ShardWriter(folder, shard_bytes=shard_bytes)
+    names = []
+    for name, tensor in state:
+        cast = dtype is not None and tensor.is_floating_point()
+        writer.add(name, tensor.to(dtype) if cast else tensor)
+        names.append(name)
+    writer.close()
+    return names
+
+
+def write_settings(
+    config: RetinueConfig,
+    processor: Processor,
+    folder: Path,
+    *,
+    dtype: torch.dtype | None,
+    generation: Mapping[str, Any],
+) -> None:
+    """config.json, generation_config.json, processor.json and the tokenizer's files."""
+    fields = config.to_dict()
+    fields.pop("_name_or_path", None)
+    fields |= {"architectures": ["Retinue"], "model_type": "retinue"}
+    if dtype is not None:
+        fields["dtype"] = str(dtype).removeprefix("torch.")
+    write_json(folder / "config.json", fields)
+    processor.save(folder)
+    own = {"eos_token_id": processor.tokenizer.eos_ids, "pad_token_id": processor.tokenizer.pad_id}
+    own = {key: value for key, value in own.items() if value not in ([], None)}
+    write_json(folder / "generation_config.json", {**own, **generation})
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that decide what the numbers are."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
