@@ -25,6 +25,7 @@ FAMILIES = {
     "formats": "retinue.data.formats:FORMATS",
     "samplers": "retinue.data.sampler:SAMPLERS",
     "objectives": "retinue.train.objectives:OBJECTIVES",
+    "sinks": "retinue.train.sinks:SINKS",
     "scorers": "retinue.eval.scorers:SCORERS",
     "tasks": "retinue.world.tasks:TASKS",
 }

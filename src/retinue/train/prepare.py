@@ -1,0 +1,44 @@
+"""What happens to a model before a stage: dtypes, modes, recomputation, compiled layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from retinue.train.spec import ComputeSpec
+
+VISUAL = ("encoders.", "connector.", "layout.", "fusion.")
+"""Where the parameters live that a batch without pictures must not touch."""
+
+
+def prepare(model: Any, *, compute: ComputeSpec) -> None:
+    """Trained weights to fp32, training mode (frozen encoders excepted), recomputation, compile.
+
+    model: a Retinue whose parameters have been frozen and freed. Weights that do not train keep
+    their dtype.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.is_floating_point():
+            parameter.data = parameter.data.float()
+    model.train()
+    for encoder in model.encoders.values():
+        if not any(parameter.requires_grad for parameter in encoder.parameters()):
+            encoder.eval()
+    if compute.activation == "full":
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if compute.compile:
+        for layer in model.lm.layers:
+            layer.compile(dynamic=True)
+
+
+def visual_parameters(model: nn.Module) -> Sequence[nn.Parameter]:
+    """Parameters that only pictures reach."""
+    return [p for name, p in model.named_parameters() if name.startswith(VISUAL)]
+
+
+def finite(values: Sequence[torch.Tensor]) -> list[float]:
+    """Scalars as numbers, fetched from the device at once."""
+    return torch.stack([value.detach().float() for value in values]).tolist()

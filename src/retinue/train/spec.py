@@ -1,0 +1,144 @@
+"""The branches of a recipe that training reads: train, parallel, checkpoint, report, seed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from retinue.core.errors import ConfigError
+from retinue.core.spec import Spec
+from retinue.data.spec import DataSpec
+from retinue.model.freeze import Rule
+from retinue.train.norm import LOSS_NORMS
+from retinue.train.objectives.base import ObjectiveField
+from retinue.train.optim import OptimSpec
+from retinue.train.schedule import ScheduleSpec
+from retinue.train.sinks import SINKS
+
+
+def _loss_norm(name: str) -> str:
+    if name not in LOSS_NORMS:
+        raise ValueError(f"unknown loss_norm {name!r} (known: {', '.join(LOSS_NORMS)})")
+    return name
+
+
+def _sink(name: str) -> str:
+    if name not in SINKS:
+        raise ValueError(SINKS.unknown(name))
+    return name
+
+
+class StageSpec(Spec):
+    """One run of an optimizer: what trains, for how long, on what.
+
+    trainable: pattern -> rule, the last match wins. Either steps or epochs. global_batch: samples
+    of an update over all ranks (packs, with packing "window"); micro_batch: samples of a forward.
+    data: what differs from the run's `data`.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
+    trainable: dict[str, Rule] = Field(min_length=1)
+    steps: int | None = Field(default=None, gt=0)
+    epochs: float | None = Field(default=None, gt=0)
+    global_batch: int = Field(gt=0)
+    micro_batch: int = Field(default=1, gt=0)
+    optim: OptimSpec
+    schedule: ScheduleSpec = ScheduleSpec()
+    objective: ObjectiveField = Field(
+        default_factory=lambda: {"kind": "sft"}, validate_default=True
+    )
+    loss_norm: Annotated[str, AfterValidator(_loss_norm)] = "tokens"
+    data: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_length(self) -> StageSpec:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give either steps or epochs")
+        return self
+
+
+class TrainSpec(Spec):
+    """Stages in order, and what holds for all of them.
+
+    precision: bf16 = autocast over fp32 weights. validate_every: updates between two validation
+    losses; None = only at the end of a stage, if there is a validation split.
+    """
+
+    stages: tuple[StageSpec, ...] = Field(min_length=1)
+    precision: Literal["bf16", "fp32"] = "bf16"
+    validate_every: int | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _distinct(self) -> TrainSpec:
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two stages have the same name: {names}")
+        return self
+
+
+class ComputeSpec(Spec):
+    """How a layer is run: activation full = recomputed in the backward; compile = per layer."""
+
+    activation: Literal["none", "full"] = "none"
+    compile: bool = False
+
+
+class CheckpointSpec(Spec):
+    """every: updates between checkpoints, None = at the end of each stage; keep: newest so many.
+
+    resume: auto = from the newest checkpoint of the run folder if there is one; never; or a path.
+    export: each checkpoint is a complete model folder too.
+    """
+
+    every: int | None = Field(default=None, gt=0)
+    keep: int | None = Field(default=2, gt=0)
+    resume: str = "auto"
+    export: bool = True
+
+
+class ReportSpec(Spec):
+    """dir: the run's folder; every: updates between two lines of the sinks; page: report.html."""
+
+    dir: Path | None = None
+    sinks: tuple[Annotated[str, AfterValidator(_sink)], ...] = ("console", "jsonl")
+    every: int = Field(default=1, gt=0)
+    page: bool = True
+
+
+class RunSpec(Spec):
+    """A whole training recipe. `model` is read by who builds or loads the model."""
+
+    model: dict[str, Any]
+    train: TrainSpec
+    data: DataSpec
+    parallel: ComputeSpec = ComputeSpec()
+    checkpoint: CheckpointSpec = CheckpointSpec()
+    report: ReportSpec = ReportSpec()
+    seed: int = 0
+
+    def data_of(self, stage: StageSpec) -> DataSpec:
+        """The run's data with a stage's changes. Raises ConfigError."""
+        merged = self.data.model_dump() | stage.data
+        return DataSpec.parse(merged, where=f"train.stages.{stage.name}.data")
+
+
+def accumulation(*, global_batch: int, micro_batch: int, ranks: int = 1) -> int:
+    """Micro-batches that each rank adds up for one update.
+
+    Raises ConfigError, with the arithmetic, where global_batch does not divide.
+    """
+    share = micro_batch * ranks
+    if global_batch % share:
+        below = global_batch // share * share
+        choices = [str(n) for n in (below, below + share) if n]
+        raise ConfigError(
+            f"global_batch {global_batch} is no multiple of micro_batch {micro_batch} x "
+            f"{ranks} rank{'s' * (ranks > 1)}",
+            where="train.stages.*.global_batch",
+            rule=f"{global_batch} / ({micro_batch} x {ranks}) = {global_batch / share:.2f} "
+            "micro-batches a rank",
+            fix=f"use a global_batch of {' or '.join(choices)}, or another micro_batch",
+        )
+    return global_batch // share
