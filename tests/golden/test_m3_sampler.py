@@ -21,8 +21,8 @@ SAMPLER_OF = {
     "m3_group_by_modality_auto": "m3-modality-auto",
     "m3_varlen": "m3-varlen",
 }
-ORDER_CASES = cases("m3-llava", "*sampler*", having="orders.jsonl")
-CHUNK_CASES = cases("m3-llava", "*sampler*", having="split_to_even_chunks.json")
+ORDER_CASES = cases("m3-llava", "*", having="orders.jsonl")
+CHUNK_CASES = cases("m3-llava", "*", having="split_to_even_chunks.json")
 
 
 def rows(case: Path) -> list[dict]:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from fake_processor import FakeProcessor
-from retinue.core.errors import ConfigError, DataError, MediaError
+from retinue.core.errors import ConfigError, DataError, EnvError, MediaError
 from retinue.data.dataset import open_dataset
 from retinue.data.formats import open_format
 from retinue.data.index import LengthIndex, build_index, cached_index
@@ -95,6 +95,24 @@ def test_cache_is_keyed_by_contents_and_retries_what_failed(tmp_path: Path) -> N
     assert Counting.calls == 6
     write_llava(tmp_path, count=7)
     assert len(index()) == 7
+
+
+def test_damaged_cache_is_made_anew_and_an_unwritable_one_is_named(tmp_path: Path) -> None:
+    path = write_llava(tmp_path)
+    cache = tmp_path / "cache"
+
+    def index(where: Path) -> LengthIndex:
+        return cached_index(
+            open_format(path), FakeProcessor(), path=path, cache=where, fingerprint="p"
+        )
+
+    first = index(cache)
+    (stored,) = cache.iterdir()
+    stored.write_bytes(stored.read_bytes()[:100])
+    assert index(cache) == first
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EnvError, match=r"file/lengths-.*: the length index cannot be written"):
+        index(tmp_path / "file")
 
 
 def test_dataset_skips_splits_and_reports(tmp_path: Path) -> None:

@@ -10,13 +10,15 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
+from zipfile import BadZipFile
 
 import numpy as np
 
-from retinue.core.errors import DataError, RetinueError
+from retinue.core.errors import DataError, EnvError, RetinueError
 from retinue.data.formats import Format
 from retinue.data.formats.base import PLACEHOLDER
 from retinue.data.workers import ordered_map
@@ -57,26 +59,38 @@ class LengthIndex:
         return len(self.ids)
 
     def save(self, path: Path) -> None:
-        """Write atomically: a reader sees the whole file or none."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Write atomically: a reader sees the whole file or none. Raises EnvError."""
+        skipped = json.dumps([asdict(one) for one in self.skipped])
         part = path.with_suffix(f".{os.getpid()}.part")
-        with part.open("wb") as file:
-            np.savez_compressed(
-                file,
-                ids=np.frombuffer(json.dumps(self.ids).encode(), np.uint8),
-                sizes=np.array([self.tokens, self.views, self.words], np.int64),
-                skipped=np.frombuffer(
-                    json.dumps([asdict(one) for one in self.skipped]).encode(), np.uint8
-                ),
-            )
-        part.replace(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as file:
+                np.savez_compressed(
+                    file,
+                    ids=np.frombuffer(json.dumps(self.ids).encode(), np.uint8),
+                    sizes=np.array([self.tokens, self.views, self.words], np.int64),
+                    skipped=np.frombuffer(skipped.encode(), np.uint8),
+                )
+            part.replace(path)
+        except OSError as error:
+            with suppress(OSError):
+                part.unlink()
+            raise EnvError(
+                f"the length index cannot be written: {error.strerror}",
+                where=str(path),
+                fix="free the disk, or choose another cache folder",
+            ) from error
 
     @classmethod
-    def load(cls, path: Path) -> LengthIndex:
-        with np.load(path, allow_pickle=False) as data:
-            tokens, views, words = data["sizes"].tolist()
-            skipped = [Skipped(**row) for row in json.loads(data["skipped"].tobytes())]
-            ids = json.loads(data["ids"].tobytes())
+    def load(cls, path: Path) -> LengthIndex | None:
+        """The stored index, None where there is none or it is damaged (it is made anew then)."""
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
+                tokens, views, words = data["sizes"].tolist()
+                skipped = [Skipped(**row) for row in json.loads(data["skipped"].tobytes())]
+                ids = json.loads(data["ids"].tobytes())
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+            return None
         return cls(ids=ids, tokens=tokens, views=views, words=words, skipped=skipped)
 
 
@@ -158,12 +172,13 @@ def cached_index(
         f"{file_hash(path)}/{fingerprint}/{limit}".encode(), digest_size=16
     ).hexdigest()
     stored = cache / f"lengths-{key}.npz"
-    if not stored.exists():
+    index = LengthIndex.load(stored)
+    if index is None:
         index = build_index(
             source, processor, limit=limit, workers=workers, progress=progress, on_error="skip"
         )
         index.save(stored)
-    elif (index := LengthIndex.load(stored)).skipped:
+    elif index.skipped:
         index = _try_again(index, source, processor)
         index.save(stored)
     if index.skipped and on_error == "error":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 
@@ -31,24 +33,31 @@ class Mixture:
 
     def __init__(self, sources: Sequence[Source]) -> None:
         self.sources = list(sources)
-        self._where = [(s, row) for s, source in enumerate(self.sources) for row in source.rows]
+        self._starts = [0, *accumulate(len(source.rows) for source in self.sources)]
 
     def __len__(self) -> int:
-        return len(self._where)
+        return self._starts[-1]
 
     def __getitem__(self, index: int) -> Sample:
-        source, row = self._where[index]
-        return self.sources[source].format[row]
+        source, row = self._locate(index)
+        return source.format[row]
+
+    def _locate(self, index: int) -> tuple[Source, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        number = bisect_right(self._starts, index) - 1
+        source = self.sources[number]
+        return source, source.rows[index - self._starts[number]]
 
     def id(self, index: int) -> str:
         """The id of a sample without reading it."""
-        source, row = self._where[index]
-        return self.sources[source].index.ids[row]
+        source, row = self._locate(index)
+        return source.index.ids[row]
 
     @property
     def sizes(self) -> Sizes:
         """Lengths of all samples, in order."""
-        picked = [(self.sources[source], row) for source, row in self._where]
+        picked = [(source, row) for source in self.sources for row in source.rows]
         return Sizes(
             tokens=[source.index.tokens[row] for source, row in picked],
             views=[source.index.views[row] for source, row in picked],
