@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from retinue.core.errors import MediaError
+from retinue.media.buffer import shared_array
 
 Mode = Literal["exact", "fast"]
 Interpolation = Literal["bicubic", "bilinear", "lanczos", "nearest"]
@@ -42,8 +43,15 @@ MAX_CANVAS = 178_956_970
 
 
 def to_tensor(image: PILImage | np.ndarray[Any, Any]) -> Tensor:
-    """uint8 tensor (3, H, W) of an RGB image or (H, W, 3) array; channels stay innermost."""
-    return torch.from_numpy(np.array(image, copy=isinstance(image, PILImage))).permute(2, 0, 1)
+    """uint8 tensor (3, H, W) of an RGB image or (H, W, 3) array; channels stay innermost.
+
+    It may share the image's memory: read it, never write into it.
+    """
+    if not isinstance(image, PILImage):
+        return torch.from_numpy(image).permute(2, 0, 1)
+    shared = shared_array(image)
+    array = np.array(image) if shared is None else shared
+    return torch.from_numpy(array).permute(2, 0, 1)[:3]
 
 
 def to_pil(pixels_CHW: Tensor) -> PILImage:
@@ -59,8 +67,9 @@ def in_mode(picture: Picture, mode: Mode) -> Picture:
 
 
 def pixels(picture: Picture) -> Tensor:
-    """Contiguous uint8 tensor (3, H, W)."""
-    return (to_tensor(picture) if isinstance(picture, PILImage) else picture).contiguous()
+    """Contiguous uint8 tensor (3, H, W) with memory of its own."""
+    tensor = to_tensor(picture) if isinstance(picture, PILImage) else picture
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def size_of(picture: Picture) -> Size:
@@ -137,9 +146,19 @@ def resize(picture: Picture, size: Size, *, interpolation: Interpolation = "bicu
         return to_tensor(to_pil(picture).resize((size[1], size[0]), Resampling.LANCZOS))
     if interpolation == "nearest":
         return interpolate(picture[None], size=size, mode="nearest-exact")[0]
+    pixels_CHW = _with_fourth(picture)
     for step in _passes(size_of(picture), size):
-        picture = interpolate(picture[None], size=step, mode=interpolation, antialias=True)[0]
-    return picture
+        pixels_CHW = interpolate(pixels_CHW[None], size=step, mode=interpolation, antialias=True)[0]
+    return pixels_CHW[:3]
+
+
+def _with_fourth(pixels_CHW: Tensor) -> Tensor:
+    """Memory shared with Pillow has four bytes a pixel: all of them are resampled, as torch has a
+    fast path for that and none for three out of four."""
+    height, width = size_of(pixels_CHW)
+    if pixels_CHW.stride() != (1, 4 * width, 4):
+        return pixels_CHW
+    return pixels_CHW.as_strided((4, height, width), (1, 4 * width, 4))
 
 
 def _passes(size: Size, target: Size) -> list[Size]:
