@@ -51,6 +51,7 @@ PLANS = {
     "packed, long": (packed(70, 5, 400), 1, 475, 475),
     "tree": (plan_tree([(0, 6, [3, 1, 5]), (15, 0, [4, 2])], T=23, device=CPU), 1, 23, 23),
     "cached, one query": (plan_cached(PADDED_LEFT, segments([2], [1])), 2, 1, 9),
+    "cached, chunk": (plan_cached(PADDED_LEFT, segments([2, 2, 2], [1, 1, 1])), 2, 3, 11),
     "cached, padded queries": (plan_cached(PADDED_LEFT, segments([2, 2], [1, 0])), 2, 2, 10),
     "no cache": (plan_cached(None, PADDED_LEFT), 2, 8, 8),
 }
@@ -111,6 +112,18 @@ def test_without_kernels_is_plain_in_fp32(monkeypatch: pytest.MonkeyPatch) -> No
         results = zip(run(qkv, grad, plan, "fast"), run(qkv, grad, plan, "plain"), strict=True)
         for fast, plain in results:
             torch.testing.assert_close(fast, plain, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["full", "causal", "packed", "tree", "cached, padded queries"])
+def test_values_may_be_narrower(name: str) -> None:
+    plan, B, T, S = PLANS[name]
+    q, k, v = inputs(B, T, S, heads=4, groups=2)
+    qkv = [q, k, v[..., :6].detach().requires_grad_()]
+    grad = torch.randn(B, T, 4, 6)
+    for fast, plain in zip(
+        run(qkv, grad, plan, "fast"), run(qkv, grad, plan, "plain"), strict=True
+    ):
+        torch.testing.assert_close(fast, plain, atol=1e-5, rtol=1e-5)
 
 
 def test_packed_documents_are_separate_forwards() -> None:

@@ -43,8 +43,8 @@ def piece_attention(
     B, H, T, _ = q_BHTD.shape
     out_BTHD = q_BHTD.new_zeros(B, T, H, v_BGSD.shape[-1])
     out_BHTD = out_BTHD.transpose(1, 2)
-    lse_BHT = torch.zeros(B, H, T, dtype=torch.float32)
-    short = 0 if backend.cpu_flash() else None
+    lse_BHT = torch.zeros(B, H, T, dtype=_lse_dtype(q_BHTD))
+    short = 0 if _has_kernel(q_BHTD, v_BGSD) else None
     with torch.autocast("cpu", enabled=False):
         for group in _groups(q_BHTD, k_BGSD, table_P5, short):
             q, k, v = _inputs(q_BHTD, k_BGSD, v_BGSD, group)
@@ -83,8 +83,8 @@ def piece_attention_backward(
     dq, dk, dv = (torch.zeros(x.shape, dtype=kind) for x in (q_BHTD, k_BGSD, v_BGSD))
     grad_BHTD, out_BHTD = grad_BTHD.transpose(1, 2), out_BTHD.transpose(1, 2)
     short = None
-    if backend.cpu_flash():
-        short = 0 if q_BHTD.dtype == torch.float32 else SHORT_KEYS
+    if _has_kernel(q_BHTD, v_BGSD):
+        short = SHORT_KEYS if q_BHTD.dtype.itemsize < 4 else 0
     grads: Any
     with torch.autocast("cpu", enabled=False):
         for group in _groups(q_BHTD, k_BGSD, table_P5, short):
@@ -117,7 +117,7 @@ def _(
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     B, H, T, _ = q_BHTD.shape
-    lse_BHT = q_BHTD.new_empty(B, H, T, dtype=torch.float32)
+    lse_BHT = q_BHTD.new_empty(B, H, T, dtype=_lse_dtype(q_BHTD))
     return q_BHTD.new_empty(B, T, H, v_BGSD.shape[-1]), lse_BHT
 
 
@@ -153,6 +153,15 @@ def _backward(ctx: Any, grad_BTHD: Tensor, _: Tensor | None) -> tuple[Tensor | N
 
 
 piece_attention.register_autograd(_backward, setup_context=_save)
+
+
+def _lse_dtype(q: Tensor) -> torch.dtype:
+    return torch.float64 if q.dtype == torch.float64 else torch.float32
+
+
+def _has_kernel(q: Tensor, v: Tensor) -> bool:
+    """Torch's CPU kernel wants one head width; without it every piece is a short one."""
+    return backend.cpu_flash() and q.shape[-1] == v.shape[-1]
 
 
 def _groups(

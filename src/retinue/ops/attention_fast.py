@@ -18,7 +18,11 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from retinue.ops import backend
 from retinue.ops.attention_cpu import piece_attention
+from retinue.ops.attention_plain import attend_plain
 from retinue.ops.plan import AttentionPlan, distances
+
+KEPT_KEYS = 96
+"""Whole rows of up to so many keys keep their weights for the gradient (measured, CPU)."""
 
 
 def attend_fast(
@@ -27,9 +31,10 @@ def attend_fast(
     """(B, T, H, D): `attend_plain` without its T x S scores where the plan allows it."""
     T, S = q_BHTD.shape[2], k_BGSD.shape[2]
     whole = plan.kind in ("full", "causal") and plan.mask_BTS is None
-    if q_BHTD.device.type == "cpu" and (
-        plan.kind == "pieces" or (whole and (plan.kind == "full" or T == S))
-    ):
+    square = plan.kind == "full" or T == S
+    if whole and square and _pays_to_keep_weights(q_BHTD, S):
+        return attend_plain(q_BHTD, k_BGSD, v_BGSD, plan=plan, scale=scale)
+    if q_BHTD.device.type == "cpu" and (plan.kind == "pieces" or (whole and square)):
         slopes_H = plan.slopes_H
         causal = plan.kind != "full"
         return piece_attention(q_BHTD, k_BGSD, v_BGSD, plan.table, slopes_H, causal, scale)[0]
@@ -49,6 +54,17 @@ def attend_fast(
     return _attend_masked(q_BHTD, k_BGSD, v_BGSD, plan, scale)
 
 
+def _pays_to_keep_weights(q_BHTD: Tensor, S: int) -> bool:
+    """Whether a gradient is coming and rows are so short that computing twice costs more."""
+    return (
+        S <= KEPT_KEYS
+        and q_BHTD.device.type == "cpu"
+        and q_BHTD.dtype != torch.float32
+        and q_BHTD.requires_grad
+        and torch.is_grad_enabled()
+    )
+
+
 def _attend_masked(
     q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, plan: AttentionPlan, scale: float
 ) -> Tensor:
@@ -57,16 +73,19 @@ def _attend_masked(
     mask_BTS = plan.dense(T, S, q_BHTD.device)
     if mask_BTS is None:
         mask_BTS = torch.ones(1, T, S, dtype=torch.bool, device=q_BHTD.device)
-    # kernels disagree on rows without any key: let those see all, then blank them
-    seen_BT1 = mask_BTS.any(-1, keepdim=True)
-    mask = (mask_BTS | ~seen_BT1)[:, None]
+    mask, seen_BT1 = mask_BTS, None
+    if plan.blank:
+        # kernels disagree on queries without any key: let those see all, then blank them
+        seen_BT1 = mask_BTS.any(-1, keepdim=True)
+        mask = mask_BTS | ~seen_BT1
+    mask = mask[:, None]
     if plan.slopes_H is not None:
         bias = -plan.slopes_H.float()[:, None, None] * distances(mask_BTS)[:, None]
         mask = bias.masked_fill(~mask, -torch.inf).to(q_BHTD.dtype)
-    out_BHTD = scaled_dot_product_attention(
+    out_BTHD = scaled_dot_product_attention(
         q_BHTD, k_BGSD, v_BGSD, attn_mask=mask, scale=scale, enable_gqa=H != G
-    )
-    return out_BHTD.transpose(1, 2).masked_fill(~seen_BT1[..., None], 0.0)
+    ).transpose(1, 2)
+    return out_BTHD if seen_BT1 is None else out_BTHD.masked_fill(~seen_BT1[..., None], 0.0)
 
 
 def _fits_varlen(q_BHTD: Tensor, plan: AttentionPlan) -> bool:

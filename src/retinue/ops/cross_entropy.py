@@ -95,18 +95,18 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
                 logits_CV = torch.nn.functional.linear(h_CD, weight_VD, bias_V).float()
                 if softcap is not None:
                     logits_CV = (logits_CV / softcap).tanh_().mul_(softcap)
-                lse_C1 = logits_CV.logsumexp(1, keepdim=True)
-                total += ((lse_C1 - logits_CV.gather(1, t_C1)) * scale_C1).sum()
+                slope_CV = None if softcap is None else 1 - (logits_CV / softcap).square_()
+                d_CV = logits_CV.log_softmax(1)
+                total -= (d_CV.gather(1, t_C1) * scale_C1).sum()
                 if not wants:
                     continue
-                slope_CV = None if softcap is None else 1 - (logits_CV / softcap).square_()
-                d_CV = logits_CV.sub_(lse_C1).exp_()
-                d_CV.scatter_add_(1, t_C1, -torch.ones_like(lse_C1)).mul_(scale_C1)
+                d_CV.exp_().scatter_add_(1, t_C1, torch.full_like(scale_C1, -1.0))
                 if slope_CV is not None:
                     d_CV.mul_(slope_CV)
+                # scaled and rounded in one pass
+                d_CV = torch.mul(d_CV, scale_C1, out=torch.empty_like(d_CV, dtype=hidden_SD.dtype))
                 if d_bias is not None:
-                    d_bias += d_CV.sum(0)
-                d_CV = d_CV.to(hidden_SD.dtype)
+                    d_bias += d_CV.sum(0, dtype=torch.float32)
                 if d_hidden is not None:
                     torch.mm(d_CV, weight_VD, out=d_hidden[at : at + chunk])
                 if wants_weight:

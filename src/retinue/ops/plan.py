@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -33,7 +33,8 @@ class AttentionPlan:
         for kernels over ragged batches; real_N None = the pieces cover every position in order
     rows: B, where there is a table
     longest: most keys one query sees
-    mask_BTS: True where attention is allowed
+    mask_BTS: True where attention is allowed; blank: some query may see no key at all
+    memo: dense masks already built, for the layers that follow
     slopes_H: ALiBi (arXiv 2108.12409): minus slope times distance is added to the scores
     """
 
@@ -45,7 +46,9 @@ class AttentionPlan:
     cu_seqlens: Tensor | None = None
     real_N: Tensor | None = None
     mask_BTS: Tensor | None = None
+    blank: bool = True
     slopes_H: Tensor | None = None
+    memo: dict[tuple[int, int, torch.device], Tensor] = field(default_factory=dict, repr=False)
 
     def with_alibi(self, slopes_H: Tensor) -> AttentionPlan:
         """The same plan with linear biases, one slope per query head."""
@@ -60,14 +63,18 @@ class AttentionPlan:
             return self.mask_BTS[..., -S:].to(device)
         if self.kind == "causal":
             return torch.ones(1, T, S, dtype=torch.bool, device=device).tril(S - T)
+        if (T, S, device) not in self.memo:
+            self.memo[T, S, device] = self._dense_pieces(T, S).to(device)
+        return self.memo[T, S, device]
+
+    def _dense_pieces(self, T: int, S: int) -> Tensor:
         assert self.table is not None
-        table: list[list[int]] = self.table.tolist()
         mask_BTS = torch.zeros(self.rows, T, S, dtype=torch.bool)
-        for row, start, stop, prefix, prefix_stop in table:
+        for row, start, stop, prefix, prefix_stop in self.table.tolist():
             mask_BTS[row, start:stop, prefix:prefix_stop] = True
             n = stop - start
             mask_BTS[row, start:stop, start:stop] = torch.ones(n, n, dtype=torch.bool).tril()
-        return mask_BTS.to(device)
+        return mask_BTS
 
 
 def distances(mask_BTS: Tensor) -> Tensor:
@@ -145,10 +152,13 @@ def plan_cached(past_segments_BS: Tensor | None, new_segments_BT: Tensor) -> Att
     mask_BTS &= (new_segments_BT > 0)[:, :, None]
     if T > 1:
         mask_BTS &= torch.ones(T, S, dtype=torch.bool, device=seen_BS.device).tril(S - T)
-    # asking an accelerator would wait for it; on a CPU it saves the mask in every layer
-    elif seen_BS.device.type == "cpu" and bool(mask_BTS.all()):
-        return AttentionPlan(kind="causal", longest=S)
-    return AttentionPlan(kind="masked", longest=S, mask_BTS=mask_BTS)
+    blank = True
+    # asking an accelerator would wait for it; on a CPU it saves work in every layer
+    if seen_BS.device.type == "cpu":
+        if T == 1 and bool(mask_BTS.all()):
+            return AttentionPlan(kind="causal", longest=S)
+        blank = bool((new_segments_BT == 0).any())
+    return AttentionPlan(kind="masked", longest=S, mask_BTS=mask_BTS, blank=blank)
 
 
 def _from_pieces(
