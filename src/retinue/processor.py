@@ -23,7 +23,7 @@ from retinue.ops.collate import collate
 from retinue.processor_hf import HFProcessing
 from retinue.text.labels import tokenize
 from retinue.text.template import Template, resolve
-from retinue.text.tokenizer import Tokenizer
+from retinue.text.tokenizer import IMAGE, Tokenizer
 from retinue.types import IGNORE, Batch, Example, Grid, Item, Media, Sample, Span
 
 FILE = "processor.json"
@@ -50,6 +50,7 @@ class Processor(HFProcessing):
         self.plan, self.tokenizer, self.spec = plan, tokenizer, spec
         text = plan.config.get_text_config()
         tokenizer.model_vocab = int(getattr(text, "vocab_size", 0) or 0)
+        tokenizer.image_in_text = tokenizer.id_of(IMAGE) == plan.spec.image_token_id
 
     @cached_property
     def template(self) -> Template:

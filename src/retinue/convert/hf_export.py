@@ -61,14 +61,16 @@ def export_hf(
     if kind == "llava_next":
         fields["image_grid_pinpoints"] = _pinpoints(processor)
     if dtype:
-        fields["torch_dtype"] = fields["dtype"] = dtype
+        fields["dtype"] = dtype
     kept = foreign(config)
     if kept.get("format") == "hf" and kept["config"].get("model_type") == kind:
         old = dict(kept["config"])
         native = as_config({k: v for k, v in old.items() if k != "architectures"})
         said = {k: getattr(native, k, None) for k in fields}
         # Sparse configs stay sparse: only what is stated, or differs from the default, is written.
-        old |= {k: v for k, v in fields.items() if k in old or said[k] not in (v, None)}
+        if dtype and "torch_dtype" in old:
+            fields["torch_dtype"] = fields.pop("dtype")
+        old |= {k: v for k, v in fields.items() if k in old or said.get(k) not in (v, None)}
         if native.text_config.vocab_size != config.text_config.vocab_size:
             old["text_config"] = {**old["text_config"], "vocab_size": config.text_config.vocab_size}
         return old

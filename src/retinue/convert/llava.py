@@ -117,7 +117,8 @@ def views_of(config: Mapping[str, Any], tower: Tower, *, where: str) -> dict[str
     if mode == "anyres":
         pairs = pinpoints_of(config.get("image_grid_pinpoints"), where=where)
         return {"kind": "anyres", "pinpoints": pairs, "order": "wh"}
-    return whole_view(int(tower.config["image_size"]), tower.preprocessor)
+    view = whole_view(int(tower.config["image_size"]), tower.preprocessor)
+    return {**view, "axes": "guessed"} if view["kind"] == "single" else view
 
 
 def connector_of(config: Mapping[str, Any], *, where: str) -> dict[str, Any]:

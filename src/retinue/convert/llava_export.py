@@ -68,8 +68,9 @@ def export_llava(
     kept = foreign(config)
     old = dict(kept["config"]) if kept.get("format") == "llava" else {}
     kind, cls = CLASSES[text.model_type]
-    base = old or {**text_dict(text), "architectures": [cls], "model_type": kind}
+    base = old or {**text_dict(text), "model_type": kind}
     fields = {
+        "architectures": [cls],
         "mm_vision_tower": old.get("mm_vision_tower", OWN_TOWER),
         "mm_hidden_size": config.encoders[name].hidden_size,
         "mm_projector_type": projector_type(node),

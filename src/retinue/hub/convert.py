@@ -227,7 +227,7 @@ def _tower_changed(opened: Opened, tensors: Tensors) -> bool:
 
 def _to_hf(opened: Opened, processor: Processor, *, dtype: torch.dtype | None) -> _Plan:
     config, settings = opened.config, processor.spec.model_dump(mode="json")
-    token, tokenizer = image_token(processor)
+    token, write_tokenizer = image_token(processor.tokenizer)
     rows = max(token + 1, config.text_config.vocab_size)
     more = rows - config.text_config.vocab_size
     config.text_config.vocab_size = rows
@@ -239,7 +239,7 @@ def _to_hf(opened: Opened, processor: Processor, *, dtype: torch.dtype | None) -
     def finish(folder: Path) -> None:
         write_json(folder / "config.json", fields)
         write_json(folder / "generation_config.json", _generation(opened))
-        tokenizer.save(folder)
+        write_tokenizer(folder)
         for name, data in files.items():
             write_json(folder / name, data)
 

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from retinue.processor import Processor
 from retinue.text.tokenizer import IMAGE, Tokenizer
 
 
-def image_token(processor: Processor) -> tuple[int, Tokenizer]:
-    """The id of `<image>` and a tokenizer that has it; appended where there was none."""
-    tokenizer = processor.tokenizer
+def image_token(tokenizer: Tokenizer) -> tuple[int, Callable[[Path], None]]:
+    """The id of `<image>`, and what writes the tokenizer files of a vocabulary that has it.
+
+    Where it is missing, transformers' own tokenizer is given it and saved.
+    """
     own = tokenizer.id_of(IMAGE)
     if own is not None:
-        return own, tokenizer
-    with_image = tokenizer.with_tokens([IMAGE])
-    found = with_image.id_of(IMAGE)
-    assert found is not None
-    return found, with_image
+        return own, tokenizer.save
+    made = tokenizer.hf()
+    made.add_tokens([IMAGE], special_tokens=True)
+
+    def write(folder: Path) -> None:
+        made.save_pretrained(folder)
+
+    return int(made.convert_tokens_to_ids(IMAGE)), write
 
 
 def grown(names: Collection[str], *, rows: int) -> Callable[[str, Tensor], Tensor]:

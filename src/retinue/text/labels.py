@@ -14,7 +14,7 @@ from typing import Any, Literal
 from retinue.core.errors import DataError
 from retinue.core.registry import Registry
 from retinue.core.spec import Spec
-from retinue.text.tokenizer import Tokenizer
+from retinue.text.tokenizer import IMAGE, Tokenizer
 from retinue.types import IGNORE, Segment
 
 
@@ -134,12 +134,25 @@ def chunks(segments: Sequence[Segment]) -> Iterator[tuple[list[Segment], int | N
     yield run, None
 
 
+def runs(segments: Sequence[Segment], *, whole: bool) -> Iterator[tuple[list[Segment], list[int]]]:
+    """Texts to tokenize at once, each with its media: what follows it, or, if `whole`, inside it.
+
+    Whole texts hold `<image>` for each medium, as transformers' processors tokenize them.
+    """
+    if not whole:
+        for run, medium in chunks(segments):
+            yield run, [] if medium is None else [medium]
+        return
+    marked = [s if s.media is None else Segment(text=IMAGE) for s in segments]
+    yield marked, [s.media for s in segments if s.media is not None]
+
+
 def encode(segments: Sequence[Segment], tokenizer: Tokenizer) -> Tokenized:
     """Tokens of segments, labels by character offsets; special tokens only from the template."""
     tokens: list[int] = []
     labels: list[int] = []
     places: list[tuple[int, int]] = []
-    for run, medium in chunks(segments):
+    for run, media in runs(segments, whole=tokenizer.image_in_text):
         text = "".join(segment.text for segment in run)
         trained, literal, at = bytearray(), [], 0
         for segment in run:
@@ -149,11 +162,13 @@ def encode(segments: Sequence[Segment], tokenizer: Tokenizer) -> Tokenized:
                 literal.append((at, end))
             at = end
         ids, spans = tokenizer.encode_with_offsets(text, specials=True, literal=literal)
-        tokens += ids
         for id, (start, stop) in zip(ids, spans, strict=True):
             hit = any(trained[start : max(stop, start + 1)])
+            if media and tokenizer.image_in_text and id == tokenizer.image_id:
+                places.append((len(tokens), media.pop(0)))
+            tokens.append(id)
             labels.append(id if hit else IGNORE)
-        if medium is not None:
+        for medium in media:
             places.append((len(tokens), medium))
             tokens.append(tokenizer.image_id)
             labels.append(IGNORE)

@@ -38,7 +38,11 @@ class Tokenizer:
 
     The name of a special token inside a text is ordinary text unless `specials=True`, so that no
     user can end a turn by writing `</s>`. `model_vocab`: rows of the model's embedding table.
+    `image_in_text`: prompts are tokenized in one piece with `<image>` inside, as transformers does,
+    instead of run by run between pictures, as LLaVA does.
     """
+
+    image_in_text: bool = False
 
     def __init__(
         self, files: Mapping[str, bytes], *, model_vocab: int = 0, where: str = ""
