@@ -1,8 +1,9 @@
 """Resizing, cropping and placing of pictures, with the rounding rules of the original systems.
 
 A Picture is a PIL image (mode `exact`: Pillow's filters, bit-identical to the originals) or a uint8
-tensor (3, H, W) (mode `fast`: torch's antialiased filters, at most one grey level away). Every
-function takes either and returns the same kind. Sizes are (height, width) in pixels.
+tensor (3, H, W) (mode `fast`: torch's antialiased filters, at most one grey level away; two where
+enlarged noise passes two roundings). Every function takes either and returns the same kind. Sizes
+are (height, width) in pixels.
 """
 
 from __future__ import annotations
@@ -142,10 +143,8 @@ def resize(picture: Picture, size: Size, *, interpolation: Interpolation = "bicu
         return picture
     if isinstance(picture, PILImage):
         return picture.resize((size[1], size[0]), FILTERS[interpolation])
-    if interpolation == "lanczos":  # torch has none
-        return to_tensor(to_pil(picture).resize((size[1], size[0]), Resampling.LANCZOS))
-    if interpolation == "nearest":
-        return interpolate(picture[None], size=size, mode="nearest-exact")[0]
+    if interpolation in ("lanczos", "nearest"):  # torch has no such filter, or rounds otherwise
+        return to_tensor(to_pil(picture).resize((size[1], size[0]), FILTERS[interpolation]))
     pixels_CHW = _with_fourth(picture)
     for step in _passes(size_of(picture), size):
         pixels_CHW = interpolate(pixels_CHW[None], size=step, mode=interpolation, antialias=True)[0]
