@@ -193,6 +193,7 @@ def test_records_keep_only_offsets_and_cross_the_window(tmp_path: Path) -> None:
         assert records.is_list is not lines
         assert [records[i] for i in (8, 0, 3)] == [rows[8], rows[0], rows[3]]
         assert len(records) == 9
+        assert len(Records(path, limit=3)) == 3
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from retinue.data.formats.base import (
     split_placeholders,
 )
 from retinue.data.formats.records import Records
+from retinue.text.parts import on_lines
 from retinue.types import Media, Message, Part, Role, Sample
 
 ROLES: dict[str, Role] = {role: role for role in get_args(Role)}
@@ -34,7 +35,7 @@ class Chat:
 
     @classmethod
     def claims(cls, path: Path) -> bool:
-        records = Records(path)
+        records = Records(path, limit=1)
         return len(records) > 0 and "messages" in records[0]
 
     @classmethod
@@ -68,7 +69,10 @@ def sample_from_row(row: Row, *, empty_answers: bool = False) -> Sample:
     for i, turn in enumerate(turns):
         field = f"messages[{i}]"
         role = _role(row, turn, field)
-        parts = list(_parts(row, turn.get("content"), f"{field}.content", waiting))
+        content = turn.get("content")
+        parts = list(_parts(row, content, f"{field}.content", waiting))
+        if isinstance(content, list):
+            parts = list(on_lines(parts))
         message = row.message(role, parts, f"{field}.content", empty=empty_answers)
         train = turn.get("train")
         if train is not None and not isinstance(train, bool):

@@ -37,7 +37,7 @@ class Llava:
 
     @classmethod
     def claims(cls, path: Path) -> bool:
-        records = Records(path)
+        records = Records(path, limit=1)
         return len(records) > 0 and "conversations" in records[0]
 
     @classmethod

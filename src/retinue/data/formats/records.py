@@ -18,13 +18,13 @@ SEPARATOR = SPACE + ","
 
 
 class Records:
-    """The objects of a JSON list or of a JSONL file, by index.
+    """The objects of a JSON list or of a JSONL file, by index; `limit`: only the first so many.
 
     Raises DataError for a missing or empty file, for broken JSON (with its line) and for an
     element that is no object.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, limit: int | None = None) -> None:
         self.path = Path(path)
         try:
             first = _first_byte(self.path)
@@ -41,7 +41,7 @@ class Records:
             )
         self.is_list = first == b"["
         self._starts, self._ends = (
-            _list_offsets(self.path) if self.is_list else _line_offsets(self.path)
+            _list_offsets(self.path, limit) if self.is_list else _line_offsets(self.path, limit)
         )
 
     def __len__(self) -> int:
@@ -95,7 +95,7 @@ def _first_byte(path: Path) -> bytes:
     return b""
 
 
-def _line_offsets(path: Path) -> tuple[array[int], array[int]]:
+def _line_offsets(path: Path, limit: int | None) -> tuple[array[int], array[int]]:
     starts, ends = array("q"), array("q")
     position = 0
     with path.open("rb") as file:
@@ -105,10 +105,12 @@ def _line_offsets(path: Path) -> tuple[array[int], array[int]]:
                 starts.append(position + mark)
                 ends.append(position + len(line))
             position += len(line)
+            if len(starts) == limit:
+                break
     return starts, ends
 
 
-def _list_offsets(path: Path) -> tuple[array[int], array[int]]:
+def _list_offsets(path: Path, limit: int | None) -> tuple[array[int], array[int]]:
     """Offsets of a list's elements, found by decoding them one after the other in a window.
 
     The window is read as Latin-1, where characters are bytes: the structure of JSON is ASCII.
@@ -122,7 +124,7 @@ def _list_offsets(path: Path) -> tuple[array[int], array[int]]:
             while at < len(window) and window[at] in SEPARATOR:
                 at += 1
             try:
-                if window[at : at + 1] == "]":
+                if window[at : at + 1] == "]" or len(starts) == limit:
                     return starts, ends
                 _, end = decoder.raw_decode(window, at)
             except json.JSONDecodeError as error:
