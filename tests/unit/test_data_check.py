@@ -105,7 +105,7 @@ def test_headers_only_and_without_a_model(folder: Path) -> None:
 
 
 def test_unreadable_sources_are_listed_beside_good_ones(folder: Path) -> None:
-    (folder / "broken.json").write_text('[{"a": 1}')
+    (folder / "broken.json").write_text('[{"messages": []}')
     spec = DataSpec(sources=[{"path": "broken.json"}, {"path": "d.json", "limit": 2}])
     report = check(spec, FakeProcessor(), root=folder)
     assert [p.kind for p in report.problems] == ["file"]
