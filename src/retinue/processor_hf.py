@@ -11,6 +11,7 @@ from retinue.core.errors import RequestError
 from retinue.model.hf_inputs import grid_to_row
 from retinue.ops.pixels import normalize
 from retinue.text.labels import tokenize
+from retinue.text.parts import on_lines
 from retinue.types import Batch, Example, Media, Message, Part, Sample, Segment, Text
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def message_of(entry: Mapping[str, Any]) -> Message:
                 rule="parts are {type: text, text} or {type: image, image: path, URL or picture}",
             )
         parts.append(Media(source=source))
-    return Message(role=entry["role"], parts=tuple(parts))
+    return Message(role=entry["role"], parts=tuple(on_lines(parts)))
 
 
 def deal(prompts: Sequence[str], images: Any) -> list[list[Any]]:
