@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from retinue.core.errors import RequestError
-from retinue.decode.sampling import Sampler, SamplingParams
+from retinue.decode.sampling import Sampler, SamplingParams, choose_all
 from retinue.decode.stream import Decodes, Detokenizer
 from retinue.types import Batch, Cache, Output
 
@@ -70,7 +70,9 @@ def stream(
 ) -> Iterator[Delta]:
     """Decode every row of a left-padded batch; yields one Delta per row and step.
 
-    params: one for all rows or one per row. Rows that end leave the batch.
+    params: one for all rows or one per row; eos_ids: ids that end an answer. Rows that end leave
+    the batch. A row's answer depends on its own prompt and params only (up to rounding).
+    Raises RequestError where rows and params differ in number.
     """
     count = len(batch.tokens)
     each = [params] * count if isinstance(params, SamplingParams) else list(params)
@@ -92,8 +94,8 @@ def stream(
     logits_BV = kept(runner.run(batch, cache=cache, keep="last"))
     while rows:
         alive: list[int] = []
-        for place, row in enumerate(rows):
-            token = row.sampler.choose(logits_BV[place])
+        tokens = choose_all([row.sampler for row in rows], logits_BV)
+        for place, (row, token) in enumerate(zip(rows, tokens, strict=True)):
             delta = advance(row, token, ends)
             yield delta
             if delta.finish is None:
@@ -111,8 +113,9 @@ def advance(row: Row, token: int, ends: set[int]) -> Delta:
     row.position += 1
     made = len(row.text.ids) + 1
     if token in ends and not row.params.ignore_eos:
+        rest = row.text.finish()  # before the end id joins: it is never shown
         row.text.ids.append(token)
-        return Delta(row=row.number, token=token, text=row.text.finish(), finish="stop")
+        return Delta(row=row.number, token=token, text=rest, finish="stop")
     fresh = row.text.push(token)
     if row.text.stopped:
         return Delta(row=row.number, token=token, text=fresh, finish="stop")

@@ -34,13 +34,25 @@ class SamplingParams(Spec):
     seed: int = 0
     ignore_eos: bool = False
 
+    @property
+    def plain(self) -> bool:
+        """Whether the likeliest id is the next one, whatever came before."""
+        return (
+            self.temperature == 0
+            and self.repetition_penalty == 1.0
+            and self.no_repeat_ngram_size == 0
+        )
+
 
 class Sampler:
-    """Chooses ids for one request; holds its history and its random stream."""
+    """Chooses ids for one request; holds its history and its random stream.
 
-    def __init__(self, params: SamplingParams, *, prompt: Sequence[int], name: str = "") -> None:
+    prompt: ids that penalties count too, placeholders of media included, as transformers does.
+    """
+
+    def __init__(self, params: SamplingParams, *, prompt: Sequence[int]) -> None:
         self.params, self.history = params, list(prompt)
-        self.stream = torch.Generator().manual_seed(stream_seed(params.seed, "sample", name))
+        self.stream = torch.Generator().manual_seed(stream_seed(params.seed, "sample"))
 
     def choose(self, logits_V: Tensor) -> int:
         """The next id for (V,) logits; it joins the history."""
@@ -63,6 +75,21 @@ class Sampler:
         return int((scores_V.softmax(-1) / noise.to(scores_V.device)).argmax())
 
 
+def choose_all(samplers: Sequence[Sampler], logits_BV: Tensor) -> list[int]:
+    """The next id of every row; all rows that only want the likeliest share one reduction."""
+    likeliest: list[int] = []
+    if any(sampler.params.plain for sampler in samplers):
+        likeliest = logits_BV.argmax(-1).tolist()
+    chosen: list[int] = []
+    for row, sampler in enumerate(samplers):
+        if sampler.params.plain:
+            sampler.history.append(likeliest[row])
+            chosen.append(likeliest[row])
+        else:
+            chosen.append(sampler.choose(logits_BV[row]))
+    return chosen
+
+
 def penalize(scores_V: Tensor, history: Sequence[int], penalty: float) -> Tensor:
     """Ids seen before: positive scores divided, negative ones multiplied (arXiv 1909.05858)."""
     seen = torch.tensor(sorted({i for i in history if 0 <= i < len(scores_V)}), dtype=torch.long)
@@ -74,18 +101,17 @@ def penalize(scores_V: Tensor, history: Sequence[int], penalty: float) -> Tensor
 
 def ban_ngrams(scores_V: Tensor, history: Sequence[int], size: int) -> Tensor:
     """No n-gram of `size` ids twice: what once followed the last size - 1 ids is banned."""
-    if len(history) + 1 < size:
-        return scores_V
-    tail = tuple(history[len(history) - size + 1 :])
-    banned = [
-        history[at + size - 1]
-        for at in range(len(history) - size + 1)
-        if tuple(history[at : at + size - 1]) == tail
-    ]
-    banned = [i for i in banned if 0 <= i < len(scores_V)]
+    past = list(history)
+    tail = past[len(past) - size + 1 :] if size > 1 else []
+    banned = {
+        past[at + size - 1]
+        for at in range(len(past) - size + 1)
+        if past[at : at + size - 1] == tail
+    }
+    banned = {i for i in banned if 0 <= i < len(scores_V)}
     if not banned:
         return scores_V
-    index = torch.tensor(banned, dtype=torch.long, device=scores_V.device)
+    index = torch.tensor(sorted(banned), dtype=torch.long, device=scores_V.device)
     return scores_V.index_fill(0, index, -torch.inf)
 
 

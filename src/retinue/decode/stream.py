@@ -17,7 +17,8 @@ class Decodes(Protocol):
 class Detokenizer:
     """Grows the text of one answer; `push` returns what may be shown.
 
-    Held back: bytes of an unfinished character, and a tail that may become a stop string.
+    Held back: bytes of an unfinished character, and a tail that may become a stop string. Only a
+    window of ids is decoded per step: as many as the last piece of text took, and the new ones.
     """
 
     def __init__(self, decoder: Decodes, *, stop: Sequence[str] = ()) -> None:
@@ -50,7 +51,8 @@ class Detokenizer:
         return rest
 
     def _cut(self) -> None:
-        places = [at for at in (self.text.find(stop) for stop in self.stop) if at >= 0]
+        # What is shown cannot begin a stop string: its tail was held back.
+        places = [at for at in (self.text.find(stop, self.shown) for stop in self.stop) if at >= 0]
         if places:
             self.text, self.stopped = self.text[: min(places)], True
 
