@@ -1,8 +1,7 @@
 """retinue: a retinue of vision encoders in the service of one language model.
 
     import retinue
-    model, processor = retinue.load("runs/quickstart/model")
-    print(retinue.chat("runs/quickstart/model", "What is this?", images=["photo.jpg"]))
+    model, processor = retinue.load("liuhaotian/llava-v1.5-7b")
 
 Names are imported when first used; importing the package loads neither torch nor transformers, and
 makes transformers' auto classes know retinue folders.
@@ -16,6 +15,9 @@ from typing import TYPE_CHECKING, Any
 from retinue import _register
 
 if TYPE_CHECKING:
+    from retinue.hub.convert import convert
+    from retinue.hub.load import load
+    from retinue.hub.save import save
     from retinue.model.retinue import Retinue
     from retinue.processor import Processor
     from retinue.types import Media, Message, Sample, Text
@@ -27,10 +29,24 @@ _NAMES = {
     "Retinue": "retinue.model.retinue",
     "Sample": "retinue.types",
     "Text": "retinue.types",
+    "convert": "retinue.hub.convert",
+    "load": "retinue.hub.load",
+    "save": "retinue.hub.save",
 }
 """Public name -> the module that defines it."""
 
-__all__ = ["Media", "Message", "Processor", "Retinue", "Sample", "Text", "__version__"]
+__all__ = [
+    "Media",
+    "Message",
+    "Processor",
+    "Retinue",
+    "Sample",
+    "Text",
+    "__version__",
+    "convert",
+    "load",
+    "save",
+]
 __version__ = "0.1.0"
 
 

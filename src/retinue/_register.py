@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Sequence
-from importlib.abc import Loader, MetaPathFinder
+from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
@@ -67,45 +67,34 @@ def settle() -> None:
         sys.meta_path.remove(_finder)
 
 
-class _Watching(Loader):
-    """Another loader, plus a count of the imports under way."""
+def watch(loader: Any) -> None:
+    """Count the import that this loader will do; it stays what it is for those who inspect it."""
+    run = loader.exec_module
 
-    def __init__(self, loader: Any) -> None:
-        self.loader = loader
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return self.loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
+    def exec_module(module: ModuleType) -> None:
         global _depth
-        _restore(module, self.loader)
+        del loader.exec_module
         _depth += 1
         try:
-            self.loader.exec_module(module)
+            run(module)
         finally:
             _depth -= 1
         # The import system still calls the module unfinished, yet all its names are there.
         settle()
 
-
-def _restore(module: ModuleType, loader: Any) -> None:
-    """The module's own loader, for those who read sources or resources through it."""
-    module.__loader__ = loader
-    if module.__spec__ is not None:
-        module.__spec__.loader = loader
+    loader.exec_module = exec_module
 
 
 class _Finder(MetaPathFinder):
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The usual spec with a watching loader, for modules of transformers and retinue."""
+        """The usual spec with a watched loader, for modules of transformers and retinue."""
         if path is None or name.partition(".")[0] not in WATCHED:
             return None
         spec = PathFinder.find_spec(name, path, target)
-        if spec is None or spec.loader is None:
-            return None
-        spec.loader = _Watching(spec.loader)
+        if spec is not None and hasattr(spec.loader, "exec_module"):
+            watch(spec.loader)
         return spec
 
 

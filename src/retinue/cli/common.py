@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import typer
+
+from retinue.core.errors import ConfigError
 
 Device = Annotated[
     Literal["auto", "cpu", "cuda", "mps"],
@@ -54,6 +55,12 @@ def note(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def sub(app: typer.Typer, *commands: str, name: str | None = None) -> Callable[[Any], Any]:
-    """Decorator: add a function as a command of `app` with `commands` as its examples."""
-    return app.command(name, epilog=examples(*commands))
+def pairs(texts: list[str] | None, *, option: str) -> dict[str, str]:
+    """`NAME=VALUE` options as a dict. Raises ConfigError for one without `=`."""
+    found = [text.partition("=") for text in texts or []]
+    for name, sign, value in found:
+        if not (name and sign and value):
+            raise ConfigError(
+                f"{name + sign + value!r} is no NAME=VALUE", where=option, rule="such as clip=PATH"
+            )
+    return {name: value for name, _, value in found}

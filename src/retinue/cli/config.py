@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -56,15 +56,14 @@ def diff_(old: Recipe, new: Recipe, as_json: AsJson = False) -> None:
 )
 def schema() -> None:
     """Print the JSON schema of recipes, for completion in editors."""
-    from retinue.cli.run_spec import RunSpec, schema_of
+    from retinue.cli.run_spec import run_schema
 
-    print_json(schema_of(RunSpec))
+    print_json(run_schema())
 
 
 def full(recipe: str, overrides: list[str]) -> Tree:
     """The composed recipe, validated, with every default written out. Raises ConfigError."""
-    from retinue.cli.run_spec import compose_run
+    from retinue.cli.run_spec import compose_run, with_defaults
 
     tree, spec = compose_run(recipe, overrides)
-    data: dict[str, Any] = spec.model_dump(mode="json", by_alias=True)
-    return Tree(data=data, origins=tree.origins)
+    return Tree(data=with_defaults(spec), origins=tree.origins)

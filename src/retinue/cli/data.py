@@ -115,12 +115,13 @@ def data_spec(
 
 
 def processor_of(model: str | None) -> Processor | None:
-    """The processor of a model folder, without its weights."""
+    """The processor of a model folder; its weights are not read."""
     if model is None:
         return None
-    from retinue.hub.load import load_processor
+    from retinue.hub.load import make_processor
+    from retinue.hub.sources import open_folder
 
-    return load_processor(model)
+    return make_processor(open_folder(model))
 
 
 def read(spec: DataSpec, *, start: int) -> Iterator[Sample | DataError]:

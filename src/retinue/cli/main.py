@@ -24,6 +24,7 @@ VERBS = {
     "cp": "retinue.cli.cp",
     "config": "retinue.cli.config",
     "data": "retinue.cli.data",
+    "convert": "retinue.cli.convert",
 }
 """Verb -> the module that holds its `app`, in the order of the help page."""
 

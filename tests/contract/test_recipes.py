@@ -1,0 +1,90 @@
+"""Every packaged recipe parses, says what it is, and survives its own dump."""
+
+import re
+
+import pytest
+
+from retinue.cli.run_spec import compose_run, run_schema, with_defaults
+from retinue.core.compose import Tree, compose
+from retinue.core.errors import ConfigError
+from retinue.core.paths import recipes
+
+HEADER = ("Command:", "Hardware:", "Loss:")
+TRAINING = {name: path for name, path in recipes().items() if "train:" in path.read_text("utf-8")}
+
+
+def test_there_are_recipes():
+    assert {"llava15-7b/align", "llava15-7b/sft", "llava15-7b/lora"} <= set(TRAINING)
+
+
+@pytest.mark.parametrize("name", sorted(TRAINING))
+def test_parses_and_its_defaults_parse_to_the_same(name, tmp_path):
+    _, spec = compose_run(name)
+    again = tmp_path / "full.yaml"
+    again.write_text(Tree(data=with_defaults(spec)).dump(), "utf-8")
+    assert with_defaults(compose_run(str(again))[1]) == with_defaults(spec)
+
+
+@pytest.mark.parametrize("name", sorted(TRAINING))
+def test_header_says_what_command_hardware_and_loss(name):
+    text = TRAINING[name].read_text("utf-8")
+    header = "".join(re.findall(r"^#.*\n", text.partition("\ninclude:")[0], re.MULTILINE))
+    assert [word for word in HEADER if word not in header] == []
+    assert f"retinue train {name}" in header or "retinue quickstart" in header
+
+
+def test_llava_values_are_the_original_s():
+    align, sft, lora = (compose_run(f"llava15-7b/{name}")[1] for name in ("align", "sft", "lora"))
+    (stage,) = align.train.stages
+    assert (stage.optim.lr, stage.global_batch, stage.optim.weight_decay) == (1e-3, 256, 0.0)
+    assert stage.schedule.kind == "cosine"
+    assert stage.schedule.warmup == 0.03
+    (stage,) = sft.train.stages
+    assert (stage.optim.lr, stage.global_batch, sft.data.max_tokens) == (2e-5, 128, 2048)
+    assert stage.trainable["lm.**"] == "full"
+    (stage,) = lora.train.stages
+    assert stage.optim.lr == 2e-4
+    assert (stage.trainable["lm.**"].lora.r, stage.trainable["lm.**"].lora.alpha) == (128, 256)
+    assert stage.trainable["connector.**"].full.lr == 2e-5
+    for run in (align, sft, lora):
+        assert run.train.stages[0].epochs == 1
+        assert run.train.stages[0].optim.betas == (0.9, 0.999)
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("model.connector.dept=2", ["connector", "dept", "did you mean 'depth'?"]),
+        ("model.connector.kind=mpl", ["unknown connector 'mpl'; did you mean 'mlp'?"]),
+        ("stages.align.optim.lrr=1", ["lrr", "did you mean 'lr'?"]),
+        ("stages.align.optim.lr=fast", ["train.stages.0.optim.lr", "fast"]),
+        ("model.template=plian", ["unknown template 'plian'; did you mean 'plain'?"]),
+        ("model.labels=llava", ["unknown label"]),
+        ("model.encoders.clip.kind=clop", ["unknown encoder 'clop'; did you mean 'clip'?"]),
+        ("model.encoders.clip.strem=rgb", ["strem"]),
+        ("model.from=some/model", ["from: loads a whole model"]),
+        ("model.lm={}", ["either from: or config:"]),
+        ("data.sampler=shufle", ["unknown sampler 'shufle'; did you mean 'shuffle'?"]),
+        ("sed=1", ["sed", "did you mean 'seed'?"]),
+    ],
+)
+def test_wrong_values_are_named_with_the_nearest(override, parts):
+    with pytest.raises(ConfigError) as caught:
+        compose_run("llava15-7b/align", [override])
+    for part in ["llava15-7b/align", *parts]:
+        assert part in str(caught.value)
+
+
+def test_an_incomplete_model_is_refused():
+    with pytest.raises(ConfigError, match=r"give from:, or also lm"):
+        compose_run("llava15-7b/align", ["model.lm=null"])
+
+
+def test_schema_covers_the_model():
+    schema = run_schema()
+    model = schema["$defs"]["ModelSection"]
+    assert {"from", "lm", "encoders", "connector"} <= set(model["properties"])
+    sections = {"model", "train", "data", "parallel", "checkpoint", "report", "seed", "include"}
+    assert set(schema["properties"]) == sections
+    known = set(compose("llava15-7b/align").data)
+    assert known <= sections
