@@ -8,11 +8,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,12 +22,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from retinue.core.errors import CheckpointError, EnvError
+from retinue.hub.files import whole_folder
+from retinue.model.freeze import plain
 
 TENSORS = "trainer_state.safetensors"
 FACTS = "trainer_state.json"
 VERSION = 1
 _NAME = re.compile(r"step-(\d+)")
-_PART = ".part-"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -44,38 +43,6 @@ class TrainState:
     weights: dict[str, Tensor] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
     random: dict[str, Any] = field(default_factory=dict)
-
-
-@contextmanager
-def written_whole(target: Path, *, good: str | None = None) -> Iterator[Path]:
-    """A folder to write into that becomes `target` by one rename when the block ends well.
-
-    On failure nothing of it stays. Raises EnvError where the machine could not write; `good` names
-    what is still intact.
-    """
-    part = target.parent / f"{_PART}{target.name}"
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir()
-        yield part
-        _flush(part)
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(part, target)
-        _sync(target.parent)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(part, ignore_errors=True)
-        raise EnvError(
-            "cannot be written",
-            where=str(target),
-            rule=str(error),
-            fix=(f"{good} is intact; " if good else "")
-            + "free space or change the folder, then resume",
-        ) from error
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
 
 
 class Checkpoints:
@@ -103,16 +70,29 @@ class Checkpoints:
     def latest(self) -> Path | None:
         return (self.all() or [None])[-1]  # type: ignore[list-item]
 
+    def clear(self) -> None:
+        """Remove what a killed process had begun to write."""
+        for path in self.folder.glob(".*") if self.folder.is_dir() else ():
+            shutil.rmtree(path, ignore_errors=True)
+
     def save(self, state: TrainState) -> Path:
         """Write one checkpoint, then drop the oldest. Raises EnvError and leaves the others."""
         target = self.folder / f"step-{state.step:08d}"
         if (target / FACTS).is_file():
             return target
         good = self.latest
-        with written_whole(target, good=str(good) if good else None) as part:
-            if self.write_model is not None:
-                self.write_model(part)
-            write_state(part, state)
+        try:
+            with whole_folder(target) as part:
+                if self.write_model is not None:
+                    self.write_model(part)
+                write_state(part, state)
+        except EnvError as error:
+            raise EnvError(
+                error.what,
+                where=str(target),
+                rule=error.rule,
+                fix=(f"{good} is intact; " if good else "") + "free space, then resume",
+            ) from error
         for old in self.all()[: -self.keep] if self.keep else ():
             shutil.rmtree(old, ignore_errors=True)
         return target
@@ -168,7 +148,7 @@ def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Copy trained parameters back into a model. Raises CheckpointError where they do not fit."""
-    own = dict(model.named_parameters())
+    own = {plain(name): parameter for name, parameter in model.named_parameters()}
     for name, value in weights.items():
         if name not in own or own[name].shape != value.shape:
             shape = tuple(own[name].shape) if name in own else "absent"
@@ -206,18 +186,3 @@ def _lower(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if isinstance(value, list):
         return [_lower(one, tensors) for one in value]
     return value
-
-
-def _flush(folder: Path) -> None:
-    """Everything below a folder is on the disk, not only in memory."""
-    for path in sorted(folder.rglob("*")):
-        _sync(path)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,0 +1,80 @@
+"""The end of a run: the finished model, its evaluation, run.json and the page."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import yaml
+
+from retinue.core.log import get_logger
+from retinue.hub.files import whole_folder
+from retinue.train.context import Run, RunResult
+from retinue.train.evaluator import Evaluation, Evaluator, SaveModel
+from retinue.train.page import render_page
+from retinue.train.record import write_run
+
+
+def finish(
+    run: Run,
+    *,
+    save_model: SaveModel,
+    evaluator: Evaluator | None,
+    dtypes: Mapping[str, torch.dtype],
+) -> RunResult:
+    """Final model, evaluation, run.json and page; after a signal only run.json."""
+    stopped, place = run.stop.signal, run.folder / "model"
+    metrics = _metrics(run.rows)
+    evaluation = Evaluation()
+    if stopped is None:
+        for name, parameter in run.model.named_parameters():
+            parameter.data = parameter.data.to(dtypes.get(name, parameter.dtype))
+        run.model.eval()
+        if run.ranks.rank == 0:
+            with whole_folder(place) as part:
+                save_model(run.model, run.processor, part)
+        if evaluator is not None:
+            evaluation = evaluator(run.model, run.processor)
+            metrics |= evaluation.metrics
+    result = RunResult(
+        folder=run.folder,
+        model=place if stopped is None else None,
+        metrics=metrics,
+        stopped=stopped,
+    )
+    if run.ranks.rank == 0:
+        write_run(
+            run.folder,
+            status="done" if stopped is None else f"stopped by {signal.Signals(stopped).name}",
+            metrics=metrics,
+            counts={"updates": run.step, "skipped": len(run.skipped)},
+            stages=run.counts,
+        )
+        if stopped is None and run.spec.report.page:
+            _write_page(run, metrics, evaluation)
+    return result
+
+
+def _metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Last losses of a run."""
+    found: dict[str, Any] = {}
+    for row in rows:
+        found["loss" if row["kind"] == "train" else "validation_loss"] = row["loss"]
+    return found
+
+
+def _write_page(run: Run, metrics: Mapping[str, Any], evaluation: Evaluation) -> None:
+    recipe = yaml.safe_dump(run.spec.model_dump(mode="json"), sort_keys=False)
+    page = render_page(
+        title=run.folder.name,
+        rows=run.rows,
+        tables=run.tables,
+        metrics=metrics,
+        answers=evaluation.answers,
+        skipped=run.skipped,
+        recipe=recipe,
+    )
+    (run.folder / "report.html").write_text(page, "utf-8")
+    get_logger().info(f"report: {run.folder / 'report.html'}")

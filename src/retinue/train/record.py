@@ -1,0 +1,71 @@
+"""What a run leaves behind for machines: run.json, trainable.json, the resolved recipe."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from retinue.model.freeze import TrainableTable
+
+PACKAGES = ("retinue", "torch", "transformers", "peft", "safetensors", "tokenizers", "pillow")
+
+
+def versions() -> dict[str, str]:
+    """Python, and the packages that decide the numbers."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write JSON so that a reader sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(path.suffix + ".part")
+    part.write_text(json.dumps(data, indent=2, default=str, ensure_ascii=False) + "\n", "utf-8")
+    os.replace(part, path)
+
+
+def write_recipe(folder: Path, config: Mapping[str, Any]) -> None:
+    """recipe.yaml: the recipe with includes and overrides resolved."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(json.loads(json.dumps(config, default=str)), sort_keys=False)
+    (folder / "recipe.yaml").write_text(text, "utf-8")
+
+
+def write_tables(folder: Path, tables: Mapping[str, TrainableTable]) -> None:
+    """trainable.json: stage -> its table."""
+    write_json(folder / "trainable.json", {name: t.to_json() for name, t in tables.items()})
+
+
+def write_run(
+    folder: Path,
+    *,
+    status: str,
+    metrics: Mapping[str, Any],
+    counts: Mapping[str, Any],
+    stages: Sequence[Mapping[str, Any]],
+) -> None:
+    """run.json. status: running, done, or stopped by a signal's name."""
+    write_json(
+        folder / "run.json",
+        {
+            "status": status,
+            "metrics": metrics,
+            "counts": counts,
+            "stages": list(stages),
+            "versions": versions(),
+            "command": sys.argv,
+        },
+    )

@@ -1,0 +1,165 @@
+"""A whole run: stages in order, resumed where they stood, with checkpoints, numbers and a page."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from retinue.core.log import get_logger, print_table
+from retinue.data.dataset import Dataset
+from retinue.model.adapters import adapter_names, merge_adapters
+from retinue.model.freeze import HEADER, TrainableTable, apply_rules, plain
+from retinue.train.context import OpenData, Run, RunResult
+from retinue.train.evaluator import Evaluator, SaveModel
+from retinue.train.finish import finish
+from retinue.train.meter import Meter
+from retinue.train.prepare import prepare
+from retinue.train.random import seed_all
+from retinue.train.ranks import Ranks
+from retinue.train.record import write_recipe, write_tables
+from retinue.train.resume import find_state, restore, state_of
+from retinue.train.sinks import SINKS
+from retinue.train.spec import RunSpec, StageSpec, accumulation
+from retinue.train.state import Checkpoints, TrainState
+from retinue.train.stop import StopRequest
+from retinue.train.trainer import Trainer
+
+
+def run_stages(
+    spec: RunSpec,
+    *,
+    model: Any,
+    processor: Any,
+    open_data: OpenData,
+    folder: str | Path,
+    save_model: SaveModel,
+    evaluator: Evaluator | None = None,
+    ranks: Ranks | None = None,
+) -> RunResult:
+    """Train a model through all stages of a recipe, in place, and write the run's folder.
+
+    model: a Retinue on its device; open_data: `data:` branch -> Dataset; save_model: writes a
+    complete model folder; evaluator: asked once at the end. The folder gets model/, checkpoints/,
+    run.json, trainable.json, recipe.yaml, report.html and what the sinks write.
+    Raises ConfigError, DataError, EnvError (the last good checkpoint stays intact).
+    """
+    folder, ranks = Path(folder), ranks or Ranks()
+    first = ranks.rank == 0
+    run = Run(
+        spec=spec,
+        model=model,
+        processor=processor,
+        open_data=open_data,
+        folder=folder,
+        checkpoints=Checkpoints(
+            folder / "checkpoints",
+            keep=spec.checkpoint.keep,
+            write_model=partial(save_model, model, processor) if spec.checkpoint.export else None,
+        ),
+        ranks=ranks,
+        sinks=[],
+        stop=StopRequest(),
+    )
+    dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    state = find_state(spec, run.checkpoints)
+    if first:
+        run.checkpoints.clear()
+        write_recipe(folder, spec.model_dump(mode="json"))
+        run.sinks = [SINKS.get(name)(folder) for name in spec.report.sinks]
+    try:
+        with run.stop:
+            for number, stage in enumerate(spec.train.stages):
+                if state is None or state.stage <= number:
+                    _run_stage(run, number, stage, state)
+                    state = None
+                if run.stop.signal is not None:
+                    break
+    finally:
+        for sink in run.sinks:
+            sink.close()
+    return finish(run, save_model=save_model, evaluator=evaluator, dtypes=dtypes)
+
+
+def _run_stage(run: Run, number: int, stage: StageSpec, state: TrainState | None) -> None:
+    """Train one stage, from its beginning or from a state within it."""
+    spec, model = run.spec, run.model
+    if adapter_names(model):  # of the stage before
+        merged = merge_adapters(model)
+        run.trained = dict.fromkeys([n for n in run.trained if ".lora_" not in n] + merged)
+    seed_all(spec.seed, "stage", stage.name)
+    table = apply_rules(model, stage.trainable, lr=stage.optim.lr)
+    prepare(model, compute=spec.parallel)
+    run.tables[stage.name] = table
+    run.trained |= dict.fromkeys(plain(name) for name in table.names)
+    data_spec = spec.data_of(stage)
+    _announce(run, stage, table, packing=data_spec.packing)
+    dataset = run.open_data(data_spec)
+    schedule = dataset.schedule(global_batch=stage.global_batch, micro_batch=stage.micro_batch)
+    total = stage.steps or schedule.num_steps(stage.epochs or 1)
+    loader = dataset.loader(schedule, rank=run.ranks.rank, world=run.ranks.size)
+    trainer = Trainer(
+        model,
+        stage=stage,
+        table=table,
+        data=loader,
+        total=total,
+        precision=spec.train.precision,
+        ranks=run.ranks,
+    )
+    if state is not None:
+        restore(run, trainer, state)
+    _loop(run, number, trainer, dataset)
+    run.skipped += [f"{one.id}: {one.reason}" for one in loader.skipped]
+    run.skipped += [
+        f"{name}, {one.id}: {one.reason}" for name, many in dataset.skipped.items() for one in many
+    ]
+
+
+def _loop(run: Run, number: int, trainer: Trainer, dataset: Dataset) -> None:
+    """Updates of a stage, and what happens between them."""
+    spec, stage = run.spec, trainer.stage
+    begin = run.step - trainer.step
+    meter = Meter(stage.name, first=begin, total=trainer.total)
+    for sink in run.sinks:
+        sink.stage(stage.name, first=begin, last=begin + trainer.total)
+
+    def due(every: int | None) -> bool:
+        return trainer.step == trainer.total or bool(every and trainer.step % every == 0)
+
+    for update in trainer.fit():
+        run.step += 1
+        meter.add(update)
+        stopping = run.stop.signal is not None
+        if due(spec.report.every) or stopping:
+            run.say(meter.row())
+        if dataset.validation is not None and due(spec.train.validate_every) and not stopping:
+            batches = dataset.validation_loader(
+                micro_batch=stage.micro_batch, rank=run.ranks.rank, world=run.ranks.size
+            )
+            loss, count = trainer.evaluate(batches.epoch())
+            row = {"kind": "validation", "stage": stage.name, "step": run.step, "loss": loss}
+            run.say({**row, "supervised": count})
+        if (due(spec.checkpoint.every) or stopping) and run.ranks.rank == 0:
+            run.checkpoints.save(state_of(run, number, trainer))
+        if stopping:
+            break
+    run.counts.append({"stage": stage.name, "total": trainer.total, **meter.totals()})
+
+
+def _announce(run: Run, stage: StageSpec, table: TrainableTable, *, packing: str) -> None:
+    """Print and store the trainable table; print the arithmetic of a step."""
+    line = f"stage {stage.name}: global_batch {stage.global_batch}"
+    if packing == "none":
+        times = accumulation(
+            global_batch=stage.global_batch, micro_batch=stage.micro_batch, ranks=run.ranks.size
+        )
+        line += (
+            f" = micro_batch {stage.micro_batch} x ranks {run.ranks.size} x accumulation {times}"
+        )
+    else:
+        line += f", packed ({packing})"
+    get_logger().info(line)
+    if run.ranks.rank == 0:
+        print_table(table.cells(), header=HEADER, title=f"trainable in {stage.name}")
+        write_tables(run.folder, run.tables)
