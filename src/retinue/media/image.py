@@ -29,9 +29,11 @@ from retinue.media.source import DEFAULT_LIMITS, PILLOW_BOMB, Limits, Source, la
 
 Decoder = Literal["auto", "pil", "simplejpeg"]
 
-BROKEN = (OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError)
+DAMAGED = (
+    *(OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError),
+    *(EOFError, OverflowError, struct.error, zlib.error),
+)
 """What Pillow's readers raise on damaged files."""
-DAMAGED = (*BROKEN, struct.error, zlib.error, OverflowError)
 
 UPRIGHT = {
     2: Transpose.FLIP_LEFT_RIGHT,
