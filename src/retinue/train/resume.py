@@ -45,8 +45,6 @@ def restore(run: Run, trainer: Trainer, state: TrainState) -> None:
     trainer.step, run.step = state.stage_step, state.step
     trainer.data.load_state(state.data)
     run.trained |= dict.fromkeys(state.weights)
-    for sink in run.sinks:
-        sink.forget(state.step)
     run.rows += [row for row in read_rows(run.folder / FILE) if row["step"] <= state.step]
     set_random_state(state.random, trainer.device)
     get_logger().info(f"resumed at update {state.step} (stage {trainer.stage.name})")

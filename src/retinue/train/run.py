@@ -67,6 +67,8 @@ def run_stages(
         run.checkpoints.clear()
         write_recipe(folder, spec.model_dump(mode="json"))
         run.sinks = [SINKS.get(name)(folder) for name in spec.report.sinks]
+        for sink in run.sinks:
+            sink.forget(0 if state is None else state.step)
     try:
         with run.stop:
             for number, stage in enumerate(spec.train.stages):

@@ -21,7 +21,7 @@ class Sink(ABC):
         """A stage begins at update `first` of the run and ends before `last`."""
 
     def forget(self, step: int) -> None:  # noqa: B027
-        """The run resumes at update `step`: what was said of later updates is void."""
+        """The run goes on from update `step`: what was said of later updates is void."""
 
     @abstractmethod
     def log(self, row: Row) -> None:
