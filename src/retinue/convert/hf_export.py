@@ -56,7 +56,7 @@ def export_hf(
         "multimodal_projector_bias": bias,
         "vision_feature_layer": layers[0] if len(layers) == 1 else layers,
         "vision_feature_select_strategy": "full" if whole else "default",
-        "tie_word_embeddings": bool(config.text_config.tie_word_embeddings),
+        "tie_word_embeddings": bool(config.get_text_config().tie_word_embeddings),
     }
     if kind == "llava_next":
         fields["image_grid_pinpoints"] = _pinpoints(processor)
@@ -71,8 +71,11 @@ def export_hf(
         if dtype and "torch_dtype" in old:
             fields["torch_dtype"] = fields.pop("dtype")
         old |= {k: v for k, v in fields.items() if k in old or said.get(k) not in (v, None)}
-        if native.text_config.vocab_size != config.text_config.vocab_size:
-            old["text_config"] = {**old["text_config"], "vocab_size": config.text_config.vocab_size}
+        if native.text_config.vocab_size != config.get_text_config().vocab_size:
+            old["text_config"] = {
+                **old["text_config"],
+                "vocab_size": config.get_text_config().vocab_size,
+            }
         return old
     text = text_dict(config.text_config)
     vision = config.encoders[name].to_dict()

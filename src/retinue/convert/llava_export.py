@@ -62,7 +62,7 @@ def export_llava(
     name, node, take = single_take(spec)
     if spec.encoders[name].kind != "clip":
         raise refuse(f"an encoder {spec.encoders[name].kind!r}", "the format's tower is CLIP")
-    text = config.text_config
+    text = config.get_text_config()
     if text.model_type not in CLASSES:
         raise refuse(f"a language model {text.model_type!r}", f"the format has {list(CLASSES)}")
     kept = foreign(config)

@@ -122,7 +122,7 @@ class Weights:
             if not isinstance(data, dict):
                 raise CheckpointError("holds no dict of tensors", where=str(file))
             self._open[file] = data
-        return self._open[file]  # type: ignore[no-any-return]
+        return self._open[file]
 
 
 AGAIN = "download or copy it again"

@@ -228,9 +228,9 @@ def _tower_changed(opened: Opened, tensors: Tensors) -> bool:
 def _to_hf(opened: Opened, processor: Processor, *, dtype: torch.dtype | None) -> _Plan:
     config, settings = opened.config, processor.spec.model_dump(mode="json")
     token, write_tokenizer = image_token(processor.tokenizer)
-    rows = max(token + 1, config.text_config.vocab_size)
-    more = rows - config.text_config.vocab_size
-    config.text_config.vocab_size = rows
+    rows = max(token + 1, config.get_text_config().vocab_size)
+    more = rows - config.get_text_config().vocab_size
+    config.get_text_config().vocab_size = rows
     own = dtype or language_dtype(opened.sources)
     kind = str(own).removeprefix("torch.") if own else None
     fields = hf_export.export_hf(config, settings, dtype=kind, image_token_id=token)

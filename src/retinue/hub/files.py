@@ -125,7 +125,7 @@ class ShardWriter:
         if count == 1:
             self._part(1).rename(self.folder / "model.safetensors")
             return
-        table = {}
+        table: dict[str, str] = {}
         for number, names in enumerate(self._shards, start=1):
             final = f"model-{number:05d}-of-{count:05d}.safetensors"
             self._part(number).rename(self.folder / final)

@@ -108,7 +108,7 @@ def make_processor(opened: Opened, *, template: TemplateChoice = None) -> Proces
         once(note)
     config = opened.config
     vocab = int(getattr(config.get_text_config(), "vocab_size", 0) or 0)
-    slow = opened.format.startswith("llava") and config.text_config.model_type == "llama"
+    slow = opened.format.startswith("llava") and config.get_text_config().model_type == "llama"
     tokenizer = Tokenizer.load(opened.tokenizer, model_vocab=vocab, slow=slow)
     settings = dict(opened.processor)
     if template is not None:
@@ -135,7 +135,7 @@ def default_template(opened: Opened, tokenizer: Tokenizer) -> str | dict[str, An
     if opened.default is None:
         raise CheckpointError(
             "no template in the folder, and none is documented for a language model of type "
-            f"{opened.config.text_config.model_type!r}",
+            f"{opened.config.get_text_config().model_type!r}",
             where=str(opened.folder),
             fix="choose one with template= or --template (`retinue ls templates`)",
         )

@@ -20,6 +20,7 @@ from retinue.hub.lora import Lora, read_lora
 from retinue.hub.resolve import resolve
 from retinue.hub.stream import Source
 from retinue.hub.towers import find_tower
+from retinue.model.encoders import ENCODERS
 from retinue.model.spec import RetinueConfig
 
 OWN_KEYS = KeyMap([Rule("{rest}", "{rest}")])
@@ -83,6 +84,8 @@ def _own(found: Found, *, base: str | Path | None) -> Opened:
         under = open_folder(base or read_json(found.folder / BASE)["base"])
         sources += under.sources
     settings = read_json(found.folder / "processor.json")
+    for encoder in (found.config.get("spec") or {}).get("encoders", {}).values():
+        ENCODERS.get(str(encoder.get("kind")))  # registers the kind's own config
     return Opened(
         format="retinue",
         folder=found.folder,

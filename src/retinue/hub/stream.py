@@ -45,7 +45,7 @@ def weightless() -> Iterator[None]:
                 torch.empty_like(param, device="meta"), requires_grad=param.requires_grad
             )
 
-    nn.Module.register_parameter = register  # type: ignore[method-assign]
+    nn.Module.register_parameter = register  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
@@ -66,7 +66,7 @@ def shapes_of(model: Retinue) -> dict[str, Tensor]:
 
 def tied_names(model: Retinue) -> dict[str, str]:
     """Names that share another name's tensor -> that name."""
-    return dict(model._tied_weights_keys or {})  # type: ignore[arg-type]
+    return dict(model._tied_weights_keys or {})
 
 
 def stream(

@@ -1,0 +1,365 @@
+"""A new model from parts: a language model, encoders, and a fresh connector between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from retinue.convert.detect import detect, is_causal_lm
+from retinue.convert.keymap import KeyMap, Rule
+from retinue.convert.llava import TEMPLATES
+from retinue.convert.towers import norm_fields, open_tower, tower_keys
+from retinue.convert.weights import Weights
+from retinue.core.errors import CheckpointError, ConfigError
+from retinue.core.log import once
+from retinue.hub.grow import grown
+from retinue.hub.load import load
+from retinue.hub.resolve import resolve
+from retinue.hub.save import save
+from retinue.hub.section import EncoderPart, LMPart, ModelSection
+from retinue.hub.stream import Source, fill, skeleton
+from retinue.model.build import build_model
+from retinue.model.connectors.base import build as build_connector
+from retinue.model.encoders import ENCODERS
+from retinue.model.layouts import LAYOUTS
+from retinue.model.retinue import Retinue
+from retinue.model.spec import Plan, RetinueConfig
+from retinue.processor import Processor, ProcessorSpec
+from retinue.text.tokenizer import Tokenizer
+
+MODEL_TYPES = {
+    "clip": "clip_vision_model",
+    "siglip": "siglip_vision_model",
+    "dinov2": "dinov2",
+    "patches": "retinue_patches",
+}
+"""model_type of an encoder kind's config, where a recipe gives sizes without naming it."""
+
+LM_KEYS = KeyMap([Rule("{rest}", "lm.{rest}")])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """One part of a model: where it came from and how many parameters were loaded or are new."""
+
+    source: str
+    loaded: int = 0
+    new: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildReport:
+    """A model, its processor, and the origin of each part."""
+
+    model: Retinue
+    processor: Processor
+    groups: dict[str, Group]
+    folder: Path | None = None
+
+    def __str__(self) -> str:
+        lines = [
+            f"{name:<20} {group.loaded:>14,} loaded {group.new:>14,} new  {group.source}"
+            for name, group in self.groups.items()
+        ]
+        return "\n".join(lines)
+
+
+@dataclass(slots=True)
+class _Parts:
+    """What is known of the parts before the model exists."""
+
+    configs: dict[str, Any] = field(default_factory=dict)
+    specs: dict[str, Any] = field(default_factory=dict)
+    sources: list[Source] = field(default_factory=list)
+    origin: dict[str, str] = field(default_factory=dict)
+    text: dict[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
+
+
+def build(
+    model: Mapping[str, Any],
+    out: str | Path | None = None,
+    *,
+    tokenizer: Tokenizer | None = None,
+    device: str | torch.device = "cpu",
+    where: str = "model",
+) -> BuildReport:
+    """Assemble the model that a recipe's `model:` section describes, and save it if `out` is given.
+
+    New parts are initialised from the section's seed, loaded ones keep their weights; tokenizer:
+    one made in this process, instead of the section's.
+    Raises ConfigError for a section or parts that do not fit, CheckpointError for bad folders.
+    """
+    section = ModelSection.parse(model, where=where)
+    if section.source is not None:
+        report = _existing(section, device=device)
+    else:
+        report = _assembled(section, tokenizer=tokenizer, device=device, where=where)
+    if out is None:
+        return report
+    folder = save(report.model, report.processor, out, provenance={"model": dict(model)})
+    return BuildReport(
+        model=report.model, processor=report.processor, groups=report.groups, folder=folder
+    )
+
+
+def _existing(section: ModelSection, *, device: str | torch.device) -> BuildReport:
+    assert section.source is not None
+    fixed = [n for n in ("connector", "layout", "fusion", "tokenizer") if getattr(section, n)]
+    if fixed:
+        raise ConfigError(
+            f"{', '.join(fixed)} beside `from`",
+            where="model",
+            rule="a loaded model keeps its parts; only views, template, labels and limits change",
+            fix="give `lm` and `encoders` to assemble a new model",
+        )
+    named = {name: part.source for name, part in section.encoders.items() if part.source}
+    made, processor = load(
+        section.source,
+        base=section.base,
+        adapters=section.adapters,
+        encoders=named or None,
+        template=section.template,
+        dtype=section.torch_dtype,
+        device=device,
+    )
+    changes = {
+        name: getattr(section, name)
+        for name in ("views", "streams", "labels", "max_tokens")
+        if getattr(section, name) is not None
+    }
+    if changes:
+        spec = {**processor.spec.model_dump(mode="json"), **changes}
+        parsed = ProcessorSpec.parse(spec, where="model")
+        processor = Processor(made.plan, tokenizer=processor.tokenizer, spec=parsed)
+    groups = {
+        name: Group(source=section.source, loaded=count(module))
+        for name, module in parts_of(made).items()
+    }
+    return BuildReport(model=made, processor=processor, groups=groups)
+
+
+def _assembled(
+    section: ModelSection,
+    *,
+    tokenizer: Tokenizer | None,
+    device: str | torch.device,
+    where: str,
+) -> BuildReport:
+    parts = _Parts()
+    assert section.lm is not None
+    _language(section.lm, parts, where=f"{where}.lm")
+    for name, part in section.encoders.items():
+        _encoder(name, part, parts, where=f"{where}.encoders.{name}")
+    words = tokenizer or _tokenizer(section, parts, where=where)
+    rows = _fit_vocabulary(parts, words, loaded=section.lm.source is not None, where=where)
+    known = words.id_of("<image>")
+    image_id = known if known is not None else max(rows, words.vocab_size)
+    spec = {
+        "encoders": parts.specs,
+        "connector": section.connector,
+        "layout": section.layout or {"kind": "plain"},
+        "fusion": section.fusion or {"kind": "splice"},
+        "image_token_id": image_id if section.image_token_id is None else section.image_token_id,
+        "budget": section.budget,
+    }
+    config = RetinueConfig(
+        text_config=parts.text,
+        encoders=parts.configs,
+        spec=spec,
+        tie_word_embeddings=bool(parts.text.get("tie_word_embeddings", False)),
+    )
+    made = _weights(config, parts, section, rows=rows, device=device, where=where)
+    processor = Processor(made.plan, tokenizer=words, spec=_processor_spec(section, made.plan))
+    groups = {}
+    for name, module in parts_of(made).items():
+        loaded = name in parts.origin
+        number = count(module)
+        groups[name] = Group(
+            source=parts.origin.get(name, "new"),
+            loaded=number if loaded else 0,
+            new=0 if loaded else number,
+        )
+    return BuildReport(model=made.eval(), processor=processor, groups=groups)
+
+
+def _language(part: LMPart, parts: _Parts, *, where: str) -> None:
+    if part.source is None:
+        parts.text = dict(part.config or {})
+        if not is_causal_lm(str(parts.text.get("model_type", ""))):
+            raise ConfigError(
+                f"model_type {parts.text.get('model_type')!r} is no causal language model",
+                where=where,
+                fix="name one that transformers has: llama, mistral, qwen2, gemma2, …",
+            )
+        return
+    found = detect(resolve(part.source))
+    if found.format != "causal-lm":
+        raise CheckpointError(
+            f"is {found.format}, not a language model", where=part.source, fix="use model.from"
+        )
+    parts.text, parts.folder = dict(found.config), found.folder
+    parts.origin["lm"] = part.source
+    parts.sources.append(Source(weights=found.weights, keys=LM_KEYS, label=part.source))
+
+
+def _encoder(name: str, part: EncoderPart, parts: _Parts, *, where: str) -> None:
+    if part.source is None:
+        assert part.kind is not None
+        ENCODERS.get(part.kind)  # registers the kind's own config
+        parts.configs[name] = {"model_type": MODEL_TYPES.get(part.kind), **(part.config or {})}
+        parts.specs[name] = {"kind": part.kind, **part.fields}
+        return
+    tower = open_tower(resolve(part.source), source=part.source)
+    if part.kind not in (None, tower.kind):
+        raise ConfigError(
+            f"{part.source} is a {tower.kind}, the recipe says {part.kind}", where=where
+        )
+    parts.configs[name] = tower.config
+    parts.specs[name] = {"kind": tower.kind, **norm_fields(tower.preprocessor), **part.fields}
+    parts.origin[f"encoders.{name}"] = part.source
+    keys = tower_keys(name)
+    parts.sources.append(Source(weights=tower.weights, keys=keys, label=part.source))
+
+
+def _tokenizer(section: ModelSection, parts: _Parts, *, where: str) -> Tokenizer:
+    if section.tokenizer is not None and section.tokenizer.source is not None:
+        folder = resolve(section.tokenizer.source, weights=False)
+    elif parts.folder is not None:
+        folder = parts.folder
+    else:
+        raise ConfigError(
+            "a language model from a config has no tokenizer",
+            where=where,
+            fix="add tokenizer: {from: PATH}",
+        )
+    return Tokenizer.load(folder, slow=parts.text.get("model_type") == "llama")
+
+
+def _fit_vocabulary(parts: _Parts, words: Tokenizer, *, loaded: bool, where: str) -> int:
+    """Rows of the embedding table; a new model may leave vocabulary and special ids open."""
+    if not loaded:
+        parts.text.setdefault("vocab_size", words.vocab_size)
+        for role in ("bos", "eos", "pad"):
+            parts.text.setdefault(f"{role}_token_id", getattr(words, f"{role}_id"))
+    rows = int(parts.text["vocab_size"])
+    if rows >= words.vocab_size:
+        return rows
+    if not loaded:
+        raise ConfigError(
+            f"{words.vocab_size} tokens in the tokenizer, {rows} rows in the language model",
+            where=f"{where}.lm.config.vocab_size",
+            fix="leave vocab_size out, or raise it",
+        )
+    parts.text["vocab_size"] = words.vocab_size
+    return words.vocab_size
+
+
+def _weights(
+    config: RetinueConfig,
+    parts: _Parts,
+    section: ModelSection,
+    *,
+    rows: int,
+    device: str | torch.device,
+    where: str,
+) -> Retinue:
+    """The model: new parts from the seed, the others from their files."""
+    dtype = section.torch_dtype
+    if "lm" not in parts.origin:
+        made = build_model(config, seed=section.seed, dtype=dtype or torch.float32)
+    else:
+        made = skeleton(config)
+        with torch.random.fork_rng():
+            torch.manual_seed(section.seed)
+            _renew(made, parts)
+        tables = {f"lm.{made.lm.embed_name}.weight", f"lm.{made.lm.head_name}.weight"}
+        pad = grown(tables, rows=rows)
+        changes = {name: lambda t, name=name: pad(name, t) for name in tables}
+        first = parts.sources[0]
+        parts.sources[0] = Source(
+            weights=first.weights, keys=first.keys, label=first.label, changes=changes
+        )
+    old = [name for name in parts_of(made) if name not in parts.origin]
+    own = {k: v for k, v in made.state_dict().items() if any(k.startswith(f"{n}.") for n in old)}
+    sources = [*parts.sources, Source(weights=Held(own), keys=_AS_IS, label="new")]
+    fill(made, sources, dtype=dtype, device=device, where=where)
+    return made
+
+
+_AS_IS = KeyMap([Rule("{rest}", "{rest}")])
+
+
+class Held(Weights):
+    """Tensors that are in memory already, read like files."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        super().__init__([])
+        self.names = dict.fromkeys(tensors, Path("memory"))
+        self._tensors = tensors
+
+    def read(self, name: str) -> torch.Tensor:
+        return self._tensors[name]
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._tensors[name].dtype
+
+
+def _renew(made: Retinue, parts: _Parts) -> None:
+    """Replace the parts that no file holds by initialised ones."""
+    plan = made.plan
+    made.connector = build_connector(plan.spec.connector, plan.shapes, plan.lm_width)
+    made.layout = LAYOUTS.get(plan.spec.layout.kind)(plan.spec.layout, plan.lm_width)
+    for name, spec in plan.spec.encoders.items():
+        if f"encoders.{name}" not in parts.origin:
+            made.encoders[name] = ENCODERS.get(spec.kind)(spec, plan.config.encoders[name])
+
+
+def parts_of(model: Retinue) -> dict[str, nn.Module]:
+    """The groups that a report speaks of: lm, each encoder, connector, layout, fusion."""
+    found: dict[str, nn.Module] = {"lm": model.lm}
+    found |= {f"encoders.{name}": module for name, module in model.encoders.items()}
+    found |= {"connector": model.connector, "layout": model.layout, "fusion": model.fusion}
+    return {name: module for name, module in found.items() if count(module)}
+
+
+def count(module: nn.Module) -> int:
+    """Number of parameters, shared ones once."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _processor_spec(section: ModelSection, plan: Plan) -> ProcessorSpec:
+    streams: dict[str, Any] = {}
+    for name, shape in plan.shapes.items():
+        stream = {"size": shape.size, "mean": shape.mean, "std": shape.std}
+        if streams.setdefault(shape.stream, stream) != stream:
+            raise ConfigError(
+                f"encoder {name} wants its pictures otherwise than the others of stream "
+                f"{shape.stream!r}",
+                where="model.encoders",
+                fix="give it a stream of its own: stream: NAME",
+            )
+    template = section.template
+    if template is None:
+        kind = plan.config.get_text_config().model_type
+        template = TEMPLATES.get(kind)
+        if template is None:
+            raise ConfigError(
+                f"no template, and none is documented for {kind}",
+                where="model.template",
+                fix="name one (`retinue ls templates`)",
+            )
+        once(f"no template given, using {template}, the default for {kind}")
+    spec = {
+        "views": section.views or {"kind": "pad"},
+        "streams": section.streams or streams,
+        "template": template,
+        "labels": section.labels or "assistant",
+        "max_tokens": section.max_tokens,
+    }
+    return ProcessorSpec.parse(spec, where="model")
