@@ -23,7 +23,11 @@ VERBS = {
     "ls": "retinue.cli.ls",
     "cp": "retinue.cli.cp",
     "config": "retinue.cli.config",
+    "chat": "retinue.cli.chat",
+    "generate": "retinue.cli.generate",
+    "eval": "retinue.cli.eval",
     "data": "retinue.cli.data",
+    "build": "retinue.cli.build",
     "convert": "retinue.cli.convert",
 }
 """Verb -> the module that holds its `app`, in the order of the help page."""

@@ -40,9 +40,10 @@ class Delta:
 
 @dataclass(slots=True, kw_only=True)
 class Completion:
-    """A finished answer. tokens: all generated ids, an end id included."""
+    """A finished answer. tokens: all generated ids, an end id included; number: its row."""
 
     id: str
+    number: int = 0
     text: str = ""
     tokens: list[int] = field(default_factory=list)
     finish: Finish = "length"
@@ -163,7 +164,7 @@ def complete(
     eos_ids: Sequence[int],
 ) -> list[Completion]:
     """Decode a batch to the end; completions in row order, texts without surrounding blanks."""
-    found = [Completion(id=id) for id in batch.ids]
+    found = [Completion(id=id, number=number) for number, id in enumerate(batch.ids)]
     for delta in stream(runner, batch, params=params, decoder=decoder, eos_ids=eos_ids):
         answer = found[delta.row]
         answer.tokens.append(delta.token)

@@ -1,0 +1,179 @@
+"""`retinue chat PATH`: talk to a model about pictures."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from retinue.cli import answering as opt
+from retinue.cli.common import Device, examples, note, verb
+from retinue.core.errors import RequestError, RetinueError
+
+if TYPE_CHECKING:
+    from retinue.decode.chat import Chat
+
+app = verb()
+
+HELP = """\
+/image PATH-or-URL   show a picture with the next question (several: repeat)
+/reset               forget the conversation and its pictures
+/system TEXT         another system prompt, in a new conversation
+/save FILE           write the conversation as a row of chat JSONL
+/help                this list
+/quit                end (so do an empty line and the end of input)"""
+
+Read = Callable[[str], str]
+
+
+@app.command(
+    epilog=examples(
+        "retinue chat runs/quickstart/model --image photo.jpg",
+        "retinue chat PATH --image a.png --image b.png --ask 'What differs?'",
+    )
+)
+def chat(
+    path: opt.ModelPath,
+    image: Annotated[
+        list[str] | None, typer.Option(help="Picture of the first question; may repeat.")
+    ] = None,
+    ask: Annotated[
+        str | None, typer.Option(help="One question: print the answer and stop.")
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
+    template: opt.Template = None,
+    max_new_tokens: opt.MaxNewTokens = 512,
+    temperature: opt.Temperature = 0.0,
+    top_p: opt.TopP = 1.0,
+    top_k: opt.TopK = 0,
+    repetition_penalty: opt.RepetitionPenalty = 1.0,
+    stop: opt.Stop = None,
+    seed: opt.Seed = 0,
+    adapter: opt.Adapters = None,
+    base: opt.Base = None,
+    device: Device = "auto",
+    dtype: opt.Dtype = "auto",
+) -> None:
+    """Talk to a model, with pictures; commands begin with a slash (/help)."""
+    for source in image or []:
+        look(source)
+    from retinue.decode.chat import Chat
+    from retinue.decode.sampling import SamplingParams
+
+    params = SamplingParams.parse(
+        {
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "repetition_penalty": repetition_penalty,
+            "stop": tuple(stop or ()),
+            "seed": seed,
+        },
+        where="chat",
+    )
+    model, processor = opt.load_model(
+        path, device=device, dtype=dtype, template=template, adapters=adapter, base=base
+    )
+    session = Session(Chat(model, processor, params=params, system=system), images=image or [])
+    if ask is not None:
+        session.answer(ask)
+        return
+    interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    if interactive:
+        import readline  # noqa: F401  line editing for input()
+
+        note("Ask; /image PATH shows a picture, /help lists commands, an empty line ends.")
+    session.talk(input if interactive else piped, forgiving=interactive)
+
+
+def piped(prompt: str) -> str:
+    """A line of standard input that is no terminal; EOFError at its end."""
+    del prompt
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line.rstrip("\r\n")
+
+
+def look(source: str) -> None:
+    """Raise MediaError now for a picture that cannot be read."""
+    from retinue.media.image import image_size
+
+    image_size(source)
+
+
+class Session:
+    """The loop around a Chat: commands, pictures waiting for their question, output."""
+
+    def __init__(self, chat: Chat, *, images: list[str]) -> None:
+        self.chat, self.waiting = chat, list(images)
+
+    def talk(self, read: Read, *, forgiving: bool) -> None:
+        """Read lines until an empty one, /quit or the end of input.
+
+        forgiving: say what is wrong with a line and go on (a person can type another), instead of
+        raising it.
+        """
+        while True:
+            try:
+                line = read("you> ").strip()
+            except EOFError:
+                return
+            if not line or line == "/quit":
+                return
+            try:
+                if line.startswith("/"):
+                    self.command(line)
+                else:
+                    self.answer(line)
+            except RetinueError as error:
+                if not forgiving:
+                    raise
+                note(str(error))
+            except KeyboardInterrupt:
+                if not forgiving:
+                    raise
+                note("(interrupted)")
+
+    def answer(self, text: str) -> None:
+        """Stream the answer to standard output."""
+        images = list(self.waiting)
+        for piece in self.chat.ask(text, images=images):
+            typer.echo(piece, nl=False)
+            sys.stdout.flush()
+        typer.echo()
+        self.waiting = []
+
+    def command(self, line: str) -> None:
+        """Do what a line that begins with a slash says. Raises RequestError for an unknown one."""
+        name, _, rest = line.partition(" ")
+        rest = rest.strip()
+        if name in ("/image", "/system", "/save") and not rest:
+            raise RequestError(f"{name} needs something behind it", fix="/help")
+        if name == "/image":
+            look(rest)
+            self.waiting.append(rest)
+        elif name == "/reset":
+            self.chat.reset()
+            self.waiting = []
+        elif name == "/system":
+            self.chat.reset()
+            self.chat.system = rest
+        elif name == "/save":
+            self.save(Path(rest))
+        elif name == "/help":
+            note(HELP)
+        else:
+            raise RequestError(f"unknown command {name!r}", fix="/help lists the commands")
+
+    def save(self, file: Path) -> None:
+        try:
+            file.write_text(json.dumps(self.chat.row(), ensure_ascii=False) + "\n", "utf-8")
+        except OSError as error:
+            raise RequestError("cannot be written", where=str(file), rule=str(error)) from None
+        note(f"saved to {file}")

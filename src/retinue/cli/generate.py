@@ -1,0 +1,187 @@
+"""`retinue generate PATH --input rows.jsonl`: an answer to every row, batched and resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from retinue.cli import answering as opt
+from retinue.cli.common import Device, examples, note, verb
+
+if TYPE_CHECKING:
+    from retinue.decode.loop import Runner
+    from retinue.decode.sampling import SamplingParams
+    from retinue.processor import Processor
+    from retinue.types import Sample
+
+app = verb()
+
+
+@app.command(
+    epilog=examples(
+        "retinue generate runs/quickstart/model --input questions.jsonl --output answers.jsonl",
+        "retinue generate llava-hf/llava-1.5-7b-hf --input q.jsonl --output a.jsonl --batch-size 4",
+    )
+)
+def generate(
+    path: opt.ModelPath,
+    input: Annotated[Path, typer.Option(help="Rows {id, messages}, one JSON object a line.")],
+    output: Annotated[Path, typer.Option(help="Rows {id, text, tokens, finish}, in input order.")],
+    max_new_tokens: opt.MaxNewTokens = 512,
+    temperature: opt.Temperature = 0.0,
+    top_p: opt.TopP = 1.0,
+    top_k: opt.TopK = 0,
+    repetition_penalty: opt.RepetitionPenalty = 1.0,
+    no_repeat_ngram: opt.NoRepeatNgram = 0,
+    stop: opt.Stop = None,
+    seed: opt.Seed = 0,
+    batch_size: opt.BatchSize = 8,
+    media_root: opt.MediaRoot = None,
+    on_error: opt.OnError = "error",
+    restart: opt.Restart = False,
+    template: opt.Template = None,
+    adapter: opt.Adapters = None,
+    base: opt.Base = None,
+    device: Device = "auto",
+    dtype: opt.Dtype = "auto",
+) -> None:
+    """Answer every row of a JSONL file; run again to go on where it was interrupted."""
+    from retinue.decode.sampling import SamplingParams
+    from retinue.eval.questions import open_rows
+
+    open_rows(input, media_root=media_root)  # a wrong file fails before the model is loaded
+    params = SamplingParams.parse(
+        {
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "repetition_penalty": repetition_penalty,
+            "no_repeat_ngram_size": no_repeat_ngram,
+            "stop": tuple(stop or ()),
+            "seed": seed,
+        },
+        where="generate",
+    )
+    model, processor = opt.load_model(
+        path, device=device, dtype=dtype, template=template, adapters=adapter, base=base
+    )
+    counts = write_answers(
+        model,
+        processor,
+        input,
+        output,
+        params=params,
+        batch_size=batch_size,
+        media_root=media_root,
+        skip=on_error == "skip",
+        restart=restart,
+        settings={
+            "model": path,
+            "weights": opt.identity(path),
+            "adapters": adapter or [],
+            "base": base,
+        },
+    )
+    note(f"{counts['answered']} answers in {output} ({counts['kept']} were there)")
+
+
+def write_answers(
+    model: Runner,
+    processor: Processor,
+    source: Path,
+    output: Path,
+    *,
+    params: SamplingParams,
+    batch_size: int = 8,
+    media_root: Path | None = None,
+    skip: bool = False,
+    restart: bool = False,
+    settings: dict[str, Any] | None = None,
+) -> dict[str, int]:
+    """Answer the rows of `source` into `output`; returns counts.
+
+    Rows already there stay. Beside it: OUTPUT.run.json (settings, counts, versions) and, with
+    `skip`, OUTPUT.errors.jsonl with the rows that could not be used. Raises DataError for such a
+    row otherwise, ConfigError if the rows there were made with other settings.
+    """
+    from retinue.core.errors import DataError
+    from retinue.data.formats.records import Records
+    from retinue.decode.offline import generate as decode
+    from retinue.decode.rows import RowFile, write_json
+    from retinue.eval.questions import open_rows
+    from retinue.hub.save import versions
+
+    data, records = open_rows(source, media_root=media_root), Records(source)
+    rows = RowFile(output, restart=restart)
+    skips = opt.Skips(beside(output, "errors.jsonl"), restart=restart)
+    record = beside(output, "run.json")
+    settings = {
+        **(settings or {}),
+        "params": params.model_dump(mode="json"),
+        "template": processor.spec.template,
+    }
+    opt.check_settings(record, settings, rows=rows)
+
+    def name(index: int) -> Any:
+        found = records[index].get("id")
+        return f"{source.stem}-{index}" if found is None else found
+
+    first = rows.settled(map(name, range(len(data))), skipped=skips.numbers)
+    skips.forget_from(first)
+    counts = {"rows": len(data), "kept": len(rows.rows), "answered": len(rows.rows), "skipped": 0}
+
+    def keep(status: str) -> None:
+        counts["skipped"] = len(skips.rows)
+        facts = {"status": status, "settings": settings, "counts": counts, "versions": versions()}
+        write_json(record, facts)
+
+    places: list[int] = []
+
+    def samples() -> Iterator[Sample]:
+        for index in range(first, len(data)):
+            try:
+                sample = data[index]
+            except DataError as error:
+                if not skip:
+                    raise
+                skips.add(index, name(index), error)
+                continue
+            places.append(index)
+            yield sample
+
+    def refused(number: int, sample: Sample, error: Exception) -> None:
+        skips.add(places[number], name(places[number]), error)
+
+    keep("running")
+    with opt.progress("generate", total=len(data), done=first) as shown:
+        for answer in decode(
+            model,
+            processor,
+            samples(),
+            params=params,
+            batch_size=batch_size,
+            skipped=refused if skip else None,
+        ):
+            place = places[answer.number]
+            rows.append(
+                {
+                    "id": name(place),
+                    "text": answer.text,
+                    "tokens": answer.tokens,
+                    "finish": answer.finish,
+                }
+            )
+            counts["answered"] += 1
+            shown(place + 1)
+    keep("done")
+    skips.report()
+    return counts
+
+
+def beside(output: Path, ending: str) -> Path:
+    """`answers.jsonl` -> `answers.jsonl.run.json`."""
+    return output.with_name(f"{output.name}.{ending}")

@@ -1,0 +1,122 @@
+"""A conversation with a model: history, pictures, answers piece by piece."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from retinue.decode.loop import Runner, stream
+from retinue.decode.prompt import (
+    device_of,
+    end_ids,
+    user_message,
+    with_stops,
+    with_template,
+    within_room,
+)
+from retinue.decode.sampling import SamplingParams
+from retinue.media.source import Source
+from retinue.processor import Processor
+from retinue.text.template import Template
+from retinue.types import Media, Message, Sample, Text
+
+
+class Chat:
+    """One conversation. `messages` is its history, without the system prompt.
+
+        chat = Chat(model, processor)
+        for piece in chat.ask("What is this?", images=["photo.jpg"]): print(piece, end="")
+        answer = "".join(chat.ask("And what colour is it?"))
+
+    template: a dialect other than the processor's; system: a system prompt other than the
+    dialect's; budget: visual tokens of each picture, None = the model's default.
+    """
+
+    def __init__(
+        self,
+        model: Runner,
+        processor: Processor,
+        *,
+        params: SamplingParams | None = None,
+        template: Template | str | Mapping[str, Any] | None = None,
+        system: str | None = None,
+        budget: int | None = None,
+    ) -> None:
+        self.model, self.processor = model, with_template(processor, template)
+        self.params = params or SamplingParams()
+        self.system, self.budget = system, budget
+        self.messages: list[Message] = []
+
+    def reset(self) -> None:
+        """Forget the exchanges; the system prompt stays."""
+        self.messages = []
+
+    def ask(self, text: str, *, images: Sequence[Source] = ()) -> Iterator[str]:
+        """The answer, piece by piece as it comes, without leading blanks.
+
+        Left before its end, what was said so far is the answer in the history. Raises MediaError
+        for a picture that cannot be read and RequestError for a prompt that leaves no room, with
+        the history as it was.
+        """
+        question = user_message(text, images, budget=self.budget)
+        head = (
+            ()
+            if self.system is None
+            else (Message(role="system", parts=(Text(text=self.system),)),)
+        )
+        sample = Sample(id="chat", messages=(*head, *self.messages, question))
+        example = self.processor.example(sample)
+        params = within_room(with_stops(self.params, self.processor), self.processor, example)
+        batch = self.processor.collate([example], pad_side="left").to(device_of(self.model))
+        said, ended = "", False
+        try:
+            for delta in stream(
+                self.model,
+                batch,
+                params=params,
+                decoder=self.processor,
+                eos_ids=end_ids(self.processor),
+            ):
+                piece = delta.text if said else delta.text.lstrip()
+                if piece:
+                    said += piece
+                    yield piece
+            ended = True
+        finally:
+            if ended or said.strip():
+                answer = Message(role="assistant", parts=(Text(text=said.strip()),))
+                self.messages += [question, answer]
+
+    def row(self) -> dict[str, Any]:
+        """The conversation as one row of chat JSONL; pictures in memory become data URIs."""
+        head = [] if self.system is None else [{"role": "system", "content": self.system}]
+        return {"messages": head + [_plain(message) for message in self.messages]}
+
+
+def _plain(message: Message) -> dict[str, Any]:
+    if not message.media:
+        return {"role": message.role, "content": message.text}
+    parts: list[dict[str, Any]] = [
+        {"type": "text", "text": part.text}
+        if isinstance(part, Text)
+        else {
+            "type": "image",
+            "image": _named(part),
+            **({"budget": part.budget} if part.budget else {}),
+        }
+        for part in message.parts
+    ]
+    return {"role": message.role, "content": parts}
+
+
+def _named(media: Media) -> str:
+    if isinstance(media.source, str):
+        return media.source
+    data = media.source
+    if not isinstance(data, bytes):
+        buffer = io.BytesIO()
+        data.save(buffer, "PNG")
+        data = buffer.getvalue()
+    return "data:application/octet-stream;base64," + base64.b64encode(data).decode("ascii")
