@@ -2,6 +2,7 @@
 
     import retinue
     model, processor = retinue.load("liuhaotian/llava-v1.5-7b")
+    print(retinue.chat("liuhaotian/llava-v1.5-7b", "What is this?", images=["photo.jpg"]))
 
 Names are imported when first used; importing the package loads neither torch nor transformers, and
 makes transformers' auto classes know retinue folders.
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from retinue import _register
 
 if TYPE_CHECKING:
+    from retinue.api import chat, generate
     from retinue.hub.convert import convert
     from retinue.hub.load import load
     from retinue.hub.save import save
@@ -29,7 +31,9 @@ _NAMES = {
     "Retinue": "retinue.model.retinue",
     "Sample": "retinue.types",
     "Text": "retinue.types",
+    "chat": "retinue.api",
     "convert": "retinue.hub.convert",
+    "generate": "retinue.api",
     "load": "retinue.hub.load",
     "save": "retinue.hub.save",
 }
@@ -43,7 +47,9 @@ __all__ = [
     "Sample",
     "Text",
     "__version__",
+    "chat",
     "convert",
+    "generate",
     "load",
     "save",
 ]

@@ -62,8 +62,8 @@ def test_llava_values_are_the_original_s():
         ("model.labels=llava", ["unknown label"]),
         ("model.encoders.clip.kind=clop", ["unknown encoder 'clop'; did you mean 'clip'?"]),
         ("model.encoders.clip.strem=rgb", ["strem"]),
-        ("model.from=some/model", ["from: loads a whole model"]),
-        ("model.lm={}", ["either from: or config:"]),
+        ("model.from=some/model", ["give `from`, or `lm` with its parts, not both"]),
+        ("model.lm={}", ["give one of from and config"]),
         ("data.sampler=shufle", ["unknown sampler 'shufle'; did you mean 'shuffle'?"]),
         ("sed=1", ["sed", "did you mean 'seed'?"]),
     ],
@@ -76,7 +76,7 @@ def test_wrong_values_are_named_with_the_nearest(override, parts):
 
 
 def test_an_incomplete_model_is_refused():
-    with pytest.raises(ConfigError, match=r"give from:, or also lm"):
+    with pytest.raises(ConfigError, match="give `from`, or all of lm"):
         compose_run("llava15-7b/align", ["model.lm=null"])
 
 
