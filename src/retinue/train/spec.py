@@ -11,6 +11,7 @@ from retinue.core.errors import ConfigError
 from retinue.core.spec import Spec
 from retinue.data.spec import DataSpec
 from retinue.model.freeze import Rule
+from retinue.train.idle import IDLE
 from retinue.train.norm import LOSS_NORMS
 from retinue.train.objectives.base import ObjectiveField
 from retinue.train.optim import OptimSpec
@@ -21,6 +22,12 @@ from retinue.train.sinks import SINKS
 def _loss_norm(name: str) -> str:
     if name not in LOSS_NORMS:
         raise ValueError(f"unknown loss_norm {name!r} (known: {', '.join(LOSS_NORMS)})")
+    return name
+
+
+def _idle(name: str) -> str:
+    if name not in IDLE:
+        raise ValueError(f"unknown idle_visual {name!r} (known: {', '.join(IDLE)})")
     return name
 
 
@@ -35,6 +42,7 @@ class StageSpec(Spec):
 
     trainable: pattern -> rule, the last match wins. Either steps or epochs. global_batch: samples
     of an update over all ranks (packs, with packing "window"); micro_batch: samples of a forward.
+    idle_visual: what an update without any picture does to the visual weights, see `idle`.
     data: what differs from the run's `data`.
     """
 
@@ -50,6 +58,7 @@ class StageSpec(Spec):
         default_factory=lambda: {"kind": "sft"}, validate_default=True
     )
     loss_norm: Annotated[str, AfterValidator(_loss_norm)] = "tokens"
+    idle_visual: Annotated[str, AfterValidator(_idle)] = "still"
     data: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")

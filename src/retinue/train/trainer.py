@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from retinue.core.errors import RetinueError
 from retinue.model.freeze import TrainableTable
+from retinue.train.idle import IDLE
 from retinue.train.norm import LOSS_NORMS
 from retinue.train.objectives import OBJECTIVES
 from retinue.train.objectives.base import Objective
@@ -108,8 +109,7 @@ class Trainer:
                 loss += self.backward(batch.to(self.device), divisor=divisor, metrics=metrics)
             self.ranks.add_gradients(self.parameters)
         if not views:
-            for parameter in self.visual:  # zero gradients would still decay and keep momentum
-                parameter.grad = None
+            IDLE[self.stage.idle_visual](self.visual)
         norm = self.clip()
         lost, grad_norm, *values = finite([loss, norm, *metrics.values()])
         (lost,) = self.ranks.total([lost])

@@ -1,0 +1,315 @@
+"""LLaVA's trainer end to end: order, ids, losses of every micro-batch, rates, final weights.
+
+Runs: stage 1 (projector), full fine-tuning, LoRA. Losses and weights to 2e-4, as the case states:
+the base is stored in fp16 and the original ran another attention kernel.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cases import cases, compared
+from safetensors.torch import load_file
+
+from retinue.convert.llava import ENCODER, llava_keys
+from retinue.data.dataset import open_dataset
+from retinue.data.loader import Loader
+from retinue.data.plan import EpochPlan, Schedule
+from retinue.data.sampler import SAMPLERS, slices
+from retinue.data.spec import DataSpec
+from retinue.hub.load import load
+from retinue.model.freeze import apply_rules
+from retinue.model.retinue import Retinue
+from retinue.processor import Processor, ProcessorSpec
+from retinue.text.template import dump
+from retinue.text.versions import policy_for_template, template_for_version, training_template
+from retinue.train.prepare import prepare
+from retinue.train.schedule import factor
+from retinue.train.spec import ComputeSpec, StageSpec, accumulation
+from retinue.train.trainer import Trainer, Update, supervised
+from retinue.types import Batch, Example
+
+pytestmark = pytest.mark.golden
+
+CASES = cases("m3-llava", "*train*", having="train.json")
+RUNS = ("pretrain", "finetune_llava", "lora_llava")
+COMMAND = {"lora_llava": "lora"}
+TOLERANCE = {"atol": 2e-4, "rtol": 0.0}
+SEED = 42
+"""The original's default; its commands may say otherwise."""
+CLIP = 1.0
+"""Default of the original's trainer outside of DeepSpeed."""
+WRAP = "base_model.model."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """One command of the original, its flags by name."""
+
+    case: Path
+    name: str
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        found: dict[str, Any] = read(self.case)[self.name]
+        return found
+
+    @property
+    def flags(self) -> dict[str, str]:
+        words = read(self.case)["commands"][COMMAND.get(self.name, self.name)]
+        pairs = zip(words[::2], words[1::2], strict=True)
+        return {flag.removeprefix("--"): value for flag, value in pairs}
+
+    def number(self, flag: str, default: float) -> float:
+        return float(self.flags.get(flag, default))
+
+    def on(self, flag: str) -> bool:
+        return self.flags.get(flag, "False") == "True"
+
+    @property
+    def stage(self) -> StageSpec:
+        trainable: dict[str, Any] = {"connector.**": "full"}
+        if self.on("lora_enable"):
+            lora = {key: self.number(f"lora_{key}", 0) for key in ("r", "alpha", "dropout")}
+            trainable["lm.**"] = {"lora": lora}
+        elif not self.on("tune_mm_mlp_adapter"):
+            trainable["lm.**"] = "full"
+        if "mm_projector_lr" in self.flags:
+            trainable["connector.**"] = {"full": {"lr": self.number("mm_projector_lr", 0)}}
+        micro = int(self.number("per_device_train_batch_size", 8))
+        return StageSpec.parse(
+            {
+                "name": self.name,
+                "trainable": trainable,
+                "epochs": self.number("num_train_epochs", 3),
+                "micro_batch": micro,
+                "global_batch": micro * int(self.number("gradient_accumulation_steps", 1)),
+                "loss_norm": "micro_batch",
+                "idle_visual": "momentum",
+                "optim": {
+                    "lr": self.number("learning_rate", 0),
+                    "weight_decay": self.number("weight_decay", 0),
+                    "decay": "llava",
+                    "clip": CLIP,
+                },
+                "schedule": {
+                    "kind": self.flags["lr_scheduler_type"],
+                    "warmup": self.number("warmup_ratio", 0),
+                },
+            }
+        )
+
+
+@cache
+def read(case: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((case / "train.json").read_text())
+    return found
+
+
+def runs() -> list[Command]:
+    return [Command(case=case, name=name) for case in CASES for name in RUNS if name in read(case)]
+
+
+def our_name(theirs: str) -> str:
+    found = llava_keys().to_retinue(theirs.removeprefix(WRAP))
+    assert found is not None, theirs
+    return found
+
+
+def start(command: Command) -> tuple[Retinue, Processor]:
+    """Base LM, tower and projector of the case, and the processor of the command's version."""
+    flags = command.flags
+    stage1 = read(command.case)["commands"]["pretrain"]
+    folder = command.case / stage1[stage1.index("--output_dir") + 1]
+    model, plain = load(
+        folder,
+        base=command.case / flags["model_name_or_path"],
+        encoders={ENCODER: command.case / flags["vision_tower"]},
+        dtype=torch.float32,
+    )
+    template = training_template(template_for_version(flags["version"]))
+    limit = int(command.number("model_max_length", 512))
+    spec: dict[str, Any] = plain.spec.model_dump() | {
+        "template": dump(template),
+        "labels": policy_for_template(template, max_length=limit).model_dump(),
+        "max_tokens": limit,
+    }
+    if flags.get("image_aspect_ratio") == "pad":
+        spec["views"] = {"kind": "pad"}
+    return model, Processor(plain.plan, tokenizer=plain.tokenizer, spec=ProcessorSpec.parse(spec))
+
+
+def initial(command: Command) -> dict[str, torch.Tensor]:
+    """Weights right before the first step, our names."""
+    stored = load_file(command.case / f"init_{command.name}.safetensors")
+    return {our_name(name): value for name, value in stored.items()}
+
+
+def unexpanded(example: Example) -> list[int]:
+    """One -200 for each picture, as the original records ids."""
+    ids, at = [], 0
+    for span in example.spans:
+        ids += [*example.tokens[at : span.start], -200]
+        at = span.start + span.length
+    return ids + example.tokens[at:]
+
+
+def orders_of(command: Command, sizes: Any, stage: StageSpec) -> list[list[int]]:
+    """The original's order of each epoch.
+
+    Its samplers draw from torch's global generator, after the data loader drew a seed for workers.
+    """
+    orders = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(command.number("seed", SEED)))
+        for _ in range(math.ceil(stage.epochs or 1)):
+            torch.empty((), dtype=torch.int64).random_()
+            if command.on("group_by_modality_length"):
+                order = SAMPLERS.get("llava-modality")().order(
+                    sizes,
+                    micro_batch=stage.micro_batch,
+                    num_micro=stage.global_batch // stage.micro_batch,
+                    generator=torch.default_generator,
+                )
+            else:
+                drawn = int(torch.empty((), dtype=torch.int64).random_().item())
+                generator = torch.Generator().manual_seed(drawn)
+                order = torch.randperm(len(sizes), generator=generator).tolist()
+            orders.append(order)
+    return orders
+
+
+def steps_of(order: list[int], stage: StageSpec) -> list[list[list[int]]]:
+    """Updates of an epoch; the original makes none of micro-batches that are left over."""
+    each = stage.global_batch // stage.micro_batch
+    steps = slices(slices(order, stage.micro_batch), each)  # type: ignore[arg-type]
+    return [step for step in steps if len(step) == each]  # type: ignore[misc]
+
+
+class Recorded(Trainer):
+    """A trainer that keeps (targets, mean loss) of every micro-batch."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.micro: list[tuple[float, float]] = []
+
+    def update(self, batches: Sequence[Batch]) -> Update:
+        self.per_update = len(batches)
+        return super().update(batches)
+
+    def backward(self, batch: Batch, **options: Any) -> torch.Tensor:
+        loss = super().backward(batch, **options)
+        self.micro.append((supervised(batch), loss.item() * self.per_update))
+        return loss
+
+
+def train(command: Command) -> tuple[Recorded, list[Update], list[list[Example]]]:
+    model, processor = start(command)
+    spec = DataSpec.parse(
+        {
+            "sources": [
+                {
+                    "path": command.flags["data_path"],
+                    "format": "llava",
+                    "media_root": command.flags["image_folder"],
+                }
+            ]
+        }
+    )
+    stage = command.stage
+    dataset = open_dataset(spec, processor, root=command.case)
+    orders = orders_of(command, dataset.train.sizes, stage)
+    plans = [
+        EpochPlan(epoch=epoch, steps=steps_of(order, stage), overlong=[])
+        for epoch, order in enumerate(orders)
+    ]
+    schedule = Schedule(lambda epoch: plans[epoch])
+    table = apply_rules(model, stage.trainable, lr=stage.optim.lr)
+    prepare(model, compute=ComputeSpec())
+    own = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in initial(command).items():
+            own[name].copy_(value)
+    trainer = Recorded(
+        model,
+        stage=stage,
+        table=table,
+        data=Loader(dataset.train, processor=processor, schedule=schedule, spec=spec),
+        total=schedule.num_steps(stage.epochs or 1),
+    )
+    micro = [group for plan in plans for step in plan.steps for group in step]
+    examples = [[processor.example(dataset.train[i], train=True) for i in g] for g in micro]
+    return trainer, list(trainer.fit()), examples
+
+
+def without_padding(row: list[int], length: int) -> list[int]:
+    assert len(set(row[length:])) <= 1
+    return row[:length]
+
+
+@pytest.mark.parametrize("command", runs(), ids=lambda one: f"{one.case.name}-{one.name}")
+def test_run(command: Command) -> None:
+    trainer, updates, examples = train(command)
+    facts, stage = command.facts, trainer.stage
+    recorded = facts["batches"]
+    assert len(trainer.micro) == len(examples) > 0
+    for (count, loss), batch, group in zip(trainer.micro, recorded, examples, strict=False):
+        ids = [unexpanded(example) for example in group]
+        rows = batch["input_ids"]
+        assert ids == [without_padding(r, len(i)) for r, i in zip(rows, ids, strict=True)]
+        assert count == batch["n_supervised"]
+        assert loss == pytest.approx(batch["loss"], abs=2e-4)
+    compared(command.case)
+    for update, row in zip(updates, facts["log_history"], strict=False):
+        assert update.step == row["step"]
+        # logged after the update, so it is the rate of the next one; the loss has four digits
+        rate = factor(update.step, spec=stage.schedule, total=trainer.total) * stage.optim.lr
+        assert rate == pytest.approx(row["learning_rate"], rel=1e-9, abs=1e-15)
+        assert update.loss == pytest.approx(row["loss"], abs=2.5e-4)
+    for update, row in zip(updates[1:], facts["log_history"], strict=False):
+        assert update.lr == pytest.approx(row["learning_rate"], rel=1e-9, abs=1e-15)
+    assert set(trainer.table.names) == {our_name(name) for name in facts["trainable"]}
+    check_weights(command, dict(trainer.model.named_parameters()))
+
+
+def check_weights(command: Command, own: dict[str, torch.Tensor]) -> None:
+    """Everything that the case keeps of the finished model."""
+    for theirs, total in command.facts["param_abs_sum_after"].items():
+        value = own[our_name(theirs)].detach().double()
+        assert value.abs().sum().item() == pytest.approx(total, abs=2e-4 * value.numel(), rel=1e-4)
+    for theirs, expected in final_weights(command):
+        torch.testing.assert_close(own[our_name(theirs)].detach(), expected.float(), **TOLERANCE)
+
+
+def final_weights(command: Command) -> Iterator[tuple[str, torch.Tensor]]:
+    """(original name, weight) from after.safetensors and from the files the run left."""
+    for key, value in load_file(command.case / "after.safetensors").items():
+        if key.startswith(f"{command.name}."):
+            yield key.removeprefix(f"{command.name}."), value
+    folder = command.case / command.flags["output_dir"]
+    for name in ("mm_projector.bin", "non_lora_trainables.bin"):
+        if (folder / name).exists():
+            yield from torch.load(folder / name, weights_only=True).items()
+    if (folder / "adapter_model.safetensors").exists():
+        for key, value in load_file(folder / "adapter_model.safetensors").items():
+            yield (
+                key.replace(".lora_A.", ".lora_A.default.").replace(".lora_B.", ".lora_B.default."),
+                value,
+            )
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_accumulation_is_derived(case: Path) -> None:
+    for command in runs():
+        if command.case == case:
+            stage = command.stage
+            times = accumulation(global_batch=stage.global_batch, micro_batch=stage.micro_batch)
+            assert times == command.number("gradient_accumulation_steps", 1)
