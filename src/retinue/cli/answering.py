@@ -111,16 +111,22 @@ def check_settings(record: Path, settings: dict[str, Any], *, rows: RowFile) -> 
         before = dict(json.loads(record.read_text("utf-8"))["settings"])
     except (ValueError, KeyError, TypeError):
         return
-    now = json.loads(json.dumps(settings))
-    differ = [key for key in now if before.get(key) != now[key]]
+    old, now = flat(before), flat(json.loads(json.dumps(settings)))
+    differ = [key for key in now if old.get(key) != now[key]]
     if differ:
-        shown = ", ".join(f"{key} was {before.get(key)!r:.60}" for key in differ)
         raise ConfigError(
             f"the rows in {rows.path.name} were made with other settings",
             where=str(rows.path),
-            rule=shown,
+            rule=", ".join(
+                f"{key} was {old.get(key)!r:.60}, is {now[key]!r:.60}" for key in differ
+            ),
             fix="--restart, or name another output",
         )
+
+
+def flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings and, by their own names, the sampling parameters."""
+    return {**{k: v for k, v in settings.items() if k != "params"}, **settings.get("params", {})}
 
 
 class Skips:
