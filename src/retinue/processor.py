@@ -210,7 +210,8 @@ class Processor(HFProcessing):
         """A hash of all that decides tokens and counts, for caches."""
         facts = [
             self.spec.model_dump_json(),
-            json.dumps(self.plan.config.to_dict(), sort_keys=True, default=str),
+            self.plan.spec.model_dump_json(),
+            json.dumps({name: s.model_dump() for name, s in self.plan.shapes.items()}),
         ]
         digest = hashlib.blake2b(digest_size=12)
         for data in [*(fact.encode() for fact in facts), *self.tokenizer.facts.files.values()]:

@@ -1,4 +1,4 @@
-"""Random tiny Llava and LlavaNext of transformers: same ids, logits and greedy answers, and back."""
+"""Random tiny Llava and LlavaNext of transformers: same ids, logits, greedy text, and back."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_hf
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, MistralConfig
 
+import tiny_hf
 from retinue.convert.weights import Weights
 from retinue.hub.convert import convert
 from retinue.hub.load import load
@@ -116,7 +116,7 @@ def test_every_key_layout_is_read(tmp_path: Path, kind: str, layout: str) -> Non
 @pytest.mark.parametrize("kind", KINDS)
 def test_retinue_to_transformers_without_history(tmp_path: Path, kind: str) -> None:
     """A model whose config forgot where it came from is described from its specs alone."""
-    reference, processor = tiny_hf.save(kind, tmp_path / "hf")
+    reference, _ = tiny_hf.save(kind, tmp_path / "hf")
     convert(tmp_path / "hf", tmp_path / "own", to="retinue", template="vicuna_v1")
     file = tmp_path / "own/config.json"
     config = json.loads(file.read_text())
