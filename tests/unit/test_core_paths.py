@@ -54,6 +54,7 @@ def test_cache_dir_follows_the_environment(monkeypatch):
 
 def test_run_dir_keeps_names_tame():
     assert run_dir("llava 1.5/sft").as_posix() == "runs/llava-1.5-sft"
+    assert run_dir("some/where/my.yaml").as_posix() == "runs/my"
     assert run_dir("..", root="out").as_posix() == "out"
 
 

@@ -19,15 +19,18 @@ from typer.core import TyperGroup
 from retinue.core.errors import EnvError, RetinueError
 
 VERBS = {
+    "quickstart": "retinue.cli.quickstart",
+    "train": "retinue.cli.train",
     "doctor": "retinue.cli.doctor",
     "ls": "retinue.cli.ls",
     "cp": "retinue.cli.cp",
     "config": "retinue.cli.config",
+    "build": "retinue.cli.build",
+    "train": "retinue.cli.train",
     "chat": "retinue.cli.chat",
     "generate": "retinue.cli.generate",
     "eval": "retinue.cli.eval",
     "data": "retinue.cli.data",
-    "build": "retinue.cli.build",
     "convert": "retinue.cli.convert",
 }
 """Verb -> the module that holds its `app`, in the order of the help page."""

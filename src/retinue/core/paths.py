@@ -73,7 +73,8 @@ def cache_dir(*parts: str) -> Path:
 
 
 def run_dir(name: str, *, root: str | Path = "runs") -> Path:
-    """Folder of the run called `name`: `runs/NAME`. Not created."""
+    """Folder of the run called `name`, a recipe's name or file: `runs/NAME`. Not created."""
+    name = Path(name).stem if name.endswith(".yaml") else name
     return Path(root) / re.sub(r"[^\w.-]+", "-", name).strip("-.")
 
 

@@ -1,0 +1,102 @@
+"""Any training recipe at a size that runs in seconds: same seams, same rules, small numbers.
+
+recipe = shrink("llava15-7b/sft", tmp_path)     # a YAML file, its data and models beside it
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import tiny
+from retinue.cli.run_spec import compose_run
+from retinue.core.compose import Tree
+from retinue.hub.build import build
+from retinue.text.train import train_bpe
+
+WIDTH, SIDE = 32, 28
+LM = {
+    "model_type": "llama",
+    "hidden_size": WIDTH,
+    "intermediate_size": 2 * WIDTH,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
+ENCODER = {
+    "hidden_size": WIDTH,
+    "intermediate_size": 2 * WIDTH,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": SIDE,
+    "patch_size": 14,
+}
+
+
+def shrink(recipe: str, folder: Path, *, steps: int = 2) -> Path:
+    """Write `folder/tiny.yaml`: the recipe with tiny parts and data, `steps` updates a stage.
+
+    A model that the recipe would load is built first, as LLaVA-1.5's align recipe has it.
+    """
+    data = compose_run(recipe)[0].data
+    tokenizer = folder / "tokenizer"
+    train_bpe(tiny.LINES, vocab_size=320).save(tokenizer)
+    data["model"] = small_model(data["model"], tokenizer)
+    if "from" in data["model"]:
+        parts = compose_run("llava15-7b/align")[0].data["model"]
+        build(small_model(parts, tokenizer), folder / "base")
+        data["model"]["from"] = str(folder / "base")
+    sources = data["data"]["sources"]
+    every = 1 if data["model"].get("template") == "plain" else 2  # captions all have a picture
+    data["data"]["sources"] = [
+        small_source(source, folder, n, every=every) for n, source in enumerate(sources)
+    ]
+    data["train"]["stages"] = [small_stage(stage, steps) for stage in data["train"]["stages"]]
+    data["train"]["precision"] = "fp32"
+    data["data"]["workers"] = 0
+    data["report"] = {**data.get("report", {}), "every": 1}
+    data["parallel"] = {**data.get("parallel", {}), "compile": False}
+    path = folder / "tiny.yaml"
+    path.write_text(Tree(data=data).dump(), "utf-8")
+    return path
+
+
+def small_model(model: dict[str, Any], tokenizer: Path) -> dict[str, Any]:
+    """Random backbones of the same kinds."""
+    model = {**model, "dtype": "fp32"}
+    if "lm" in model:
+        model["lm"], model["tokenizer"] = {"config": LM}, {"from": str(tokenizer)}
+    for name, part in model.get("encoders", {}).items():
+        fields = {key: value for key, value in part.items() if key not in ("from", "config")}
+        model["encoders"] = {**model["encoders"], name: {**fields, "config": ENCODER}}
+    return model
+
+
+def small_source(
+    source: dict[str, Any], folder: Path, number: int, *, every: int
+) -> dict[str, Any]:
+    """Eight records in LLaVA's JSON; every first, second, … has a picture."""
+    rows = []
+    for n in range(8):
+        mark = "<image>\n" if n % every == 0 else ""
+        row: dict[str, Any] = {
+            "id": f"{number}-{n}",
+            "conversations": [
+                {"from": "human", "value": f"{mark}what colour is the circle?"},
+                {"from": "gpt", "value": ["red", "green", "blue"][n % 3]},
+            ],
+        }
+        if mark:
+            row["image"] = f"{number}-{n}.png"
+            tiny.picture(n).save(folder / row["image"])
+        rows.append(row)
+    path = folder / f"source-{number}.json"
+    path.write_text(json.dumps(rows), "utf-8")
+    return {**source, "path": str(path), "media_root": str(folder), "format": "llava"}
+
+
+def small_stage(stage: dict[str, Any], steps: int) -> dict[str, Any]:
+    """The same stage with `steps` updates of two micro-batches of two samples."""
+    stage = {key: value for key, value in stage.items() if key != "epochs"}
+    return {**stage, "steps": steps, "global_batch": 4, "micro_batch": 2}
