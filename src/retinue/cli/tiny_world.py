@@ -1,0 +1,113 @@
+"""What the quickstart needs of TinyWorld: splits on disk, a vocabulary, a fresh picture, a look."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from retinue.text.tokenizer import Tokenizer
+    from retinue.world.options import WorldOptions
+
+SIDE = 72
+TURNS = 6
+VOCABULARY = 512
+SAMPLE = 4000
+"""Records whose text is enough to learn the vocabulary from."""
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fresh:
+    """A picture that nobody has seen, with questions and what is true."""
+
+    picture: Image
+    turns: list[tuple[str, str]]
+
+
+def world_options() -> WorldOptions:
+    """The pictures of the quickstart: 1-4 of 8 shapes in 8 colours at 9 places."""
+    from retinue.world.options import WorldOptions
+
+    return WorldOptions(size=(SIDE, SIDE))
+
+
+def make_data(
+    folder: Path, *, pictures: int, questions: int, seed: int, progress: Progress
+) -> tuple[Path, Path]:
+    """Write train.json and test.jsonl (at least `questions` rows) unless they are there already."""
+    from retinue.world.make import write_split
+
+    options = world_options()
+    asked = -(-questions // (TURNS - 1))
+    mark = folder / "made.json"
+    facts = {"pictures": pictures, "asked": asked, "seed": seed, "options": options.model_dump()}
+    facts = json.loads(json.dumps({**facts, "turns": TURNS}))
+    if mark.exists() and json.loads(mark.read_text("utf-8")) == facts:
+        progress(pictures, pictures)
+        return folder / "train.json", folder / "test.jsonl"
+    common: dict[str, Any] = {
+        "seed": seed,
+        "options": options,
+        "turns_per_picture": TURNS,
+        "caption_first": False,
+    }
+    write_split(folder, name="train", num_pictures=pictures, progress=progress, **common)
+    write_split(folder, name="test", num_pictures=asked, **common)
+    mark.write_text(json.dumps(facts), encoding="utf-8")
+    return folder / "train.json", folder / "test.jsonl"
+
+
+def make_tokenizer(train: Path) -> Tokenizer:
+    """A byte-level BPE over the words of the training conversations."""
+    from retinue.text.train import train_bpe
+
+    return train_bpe(words_of(train), vocab_size=VOCABULARY)
+
+
+def words_of(train: Path) -> Iterator[str]:
+    """The turns as the template will write them, so that its words become tokens too."""
+    for record in json.loads(train.read_text("utf-8"))[:SAMPLE]:
+        values = [turn["value"].replace("<image>\n", "") for turn in record["conversations"]]
+        for question, answer in zip(values[::2], values[1::2], strict=True):
+            yield f" USER: {question} ASSISTANT: {answer}"
+
+
+def fresh_picture(*, seed: int) -> Fresh:
+    """A picture of neither split, and a few questions about it."""
+    from retinue.world.draw import draw_scene
+    from retinue.world.make import make_picture
+
+    options = world_options()
+    scene, turns = make_picture(0, name="fresh", seed=seed, options=options, turns=TURNS)
+    asked = [(qa.question, qa.answer) for qa in turns]
+    return Fresh(picture=draw_scene(scene), turns=asked)
+
+
+def look(picture: Image, *, columns: int = 36) -> str:
+    """The picture in coloured half blocks for a terminal, "" where colours cannot be shown."""
+    import os
+
+    if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
+        return ""
+    rows = max(2, round(columns * picture.height / picture.width / 2) * 2)
+    pixels = picture.resize((columns, rows)).convert("RGB").load()
+    assert pixels is not None
+    lines = []
+    for row in range(0, rows, 2):
+        cells = []
+        for column in range(columns):
+            top: Any = pixels[column, row]
+            low: Any = pixels[column, row + 1]
+            cells.append(
+                f"\x1b[38;2;{top[0]};{top[1]};{top[2]}m\x1b[48;2;{low[0]};{low[1]};{low[2]}m▀"
+            )
+        lines.append("  " + "".join(cells) + "\x1b[0m")
+    return "\n".join(lines)

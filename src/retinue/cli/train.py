@@ -1,0 +1,164 @@
+"""`retinue train RECIPE`: build or load the model, run the stages, write the run's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from retinue.cli.common import Device, Overrides, examples, note, verb
+
+if TYPE_CHECKING:
+    from retinue.data.dataset import Dataset
+    from retinue.data.spec import DataSpec
+    from retinue.processor import Processor
+    from retinue.train.context import RunResult
+    from retinue.train.evaluator import Evaluation, Evaluator
+    from retinue.train.spec import RunSpec
+
+app = verb()
+
+
+@app.command(
+    "train",
+    epilog=examples(
+        "retinue train llava15-7b/lora data.sources.0.path=mine.json --out runs/mine",
+        "retinue train my.yaml train.stages.sft.steps=100 --device cpu",
+    ),
+)
+def train_verb(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A YAML file, or a name of `ls recipes`.")
+    ],
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run; default: report.dir, or runs/RECIPE.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Train a model. Run the same command again to go on where it was stopped."""
+    from retinue.cli.run_spec import compose_run
+
+    _, spec = compose_run(recipe, overrides or [])
+    result = train(spec, name=recipe, out=out, device=device)
+    if result.model is not None:
+        note(f"model: {result.model}\nnext:  retinue chat {result.model} --image PICTURE")
+    raise typer.Exit(result.exit_code)
+
+
+def train(
+    spec: RunSpec,
+    *,
+    name: str = "run",
+    out: Path | None = None,
+    device: str = "auto",
+    evaluator: Evaluator | None = None,
+    prepared: tuple[Any, Processor] | None = None,
+) -> RunResult:
+    """Run a parsed recipe; `prepared`: a model and processor already in memory.
+
+    A failure leaves run.json with its status and the last good checkpoint. Raises RetinueError.
+    """
+    import torch
+
+    from retinue.core.errors import RetinueError
+    from retinue.core.paths import run_dir
+    from retinue.hub.build import build
+    from retinue.hub.files import write_json
+    from retinue.hub.save import save
+    from retinue.ops.backend import default_threads, pick_device
+    from retinue.ops.malloc import tune_malloc
+    from retinue.train.ranks import Ranks
+    from retinue.train.run import run_stages
+
+    folder = Path(out or spec.report.dir or run_dir(name))
+    folder.mkdir(parents=True, exist_ok=True)
+    place, why = pick_device(device)
+    torch.set_num_threads(default_threads())
+    tune_malloc()
+    note(f"device: {place} ({why})")
+    try:
+        if prepared is None:
+            report = build(spec.model, device=place)
+            note(str(report))
+            prepared = (report.model, report.processor)
+        model, processor = prepared
+        return run_stages(
+            spec,
+            model=model.to(place),
+            processor=processor,
+            open_data=opener(processor, folder=folder),
+            folder=folder,
+            save_model=save,
+            evaluator=evaluator or sample_answers(spec.data, folder=folder),
+            ranks=Ranks(),
+        )
+    except RetinueError as error:
+        write_json(folder / "run.json", {"status": "failed", "error": str(error)})
+        raise
+
+
+def opener(processor: Processor, *, folder: Path) -> Callable[[DataSpec], Dataset]:
+    """Opens a recipe's data; lengths are cached in the run's folder."""
+    from retinue.cli.answering import progress
+    from retinue.data.dataset import open_dataset
+
+    def open_data(spec: DataSpec) -> Dataset:
+        with ExitStack() as stack:
+
+            def bar_of(source: str) -> Callable[[int, int], None]:
+                bars: list[Callable[[int], None]] = []
+
+                def say(done: int, total: int) -> None:
+                    if not bars:
+                        title = f"reading {source}"
+                        bars.append(stack.enter_context(progress(title, total=total)))
+                    bars[0](done)
+
+                return say
+
+            return open_dataset(spec, processor, cache=folder / "cache", progress=bar_of)
+
+    return open_data
+
+
+def sample_answers(data: DataSpec, *, folder: Path, count: int = 8) -> Evaluator:
+    """An evaluator for the report page: a few questions of the data, answered."""
+
+    def evaluate(model: Any, processor: Any) -> Evaluation:
+        from retinue.decode.offline import generate
+        from retinue.decode.sampling import SamplingParams
+        from retinue.train.evaluator import Answer, Evaluation
+
+        dataset = opener(processor, folder=folder)(data)
+        mixture = dataset.validation or dataset.train
+        picked = [question_of(mixture[i]) for i in range(min(count, len(mixture)))]
+        asked = [pair for pair in picked if pair is not None]
+        params = SamplingParams(max_new_tokens=64)
+        samples = [sample for sample, _ in asked]
+        texts = {c.number: c.text for c in generate(model, processor, samples, params=params)}
+        answers = [
+            Answer(
+                question=sample.messages[-1].text.strip(),
+                answer=texts.get(number, ""),
+                reference=reference,
+                pictures=[media.source for media in sample.media if isinstance(media.source, str)],
+            )
+            for number, (sample, reference) in enumerate(asked)
+        ]
+        return Evaluation(answers=answers)
+
+    return evaluate
+
+
+def question_of(sample: Any) -> tuple[Any, str] | None:
+    """A training sample up to its first answer, and that answer."""
+    from dataclasses import replace
+
+    for number, message in enumerate(sample.messages):
+        if message.role == "assistant":
+            return replace(sample, messages=sample.messages[:number]), message.text
+    return None
