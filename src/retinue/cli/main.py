@@ -20,7 +20,6 @@ from retinue.core.errors import EnvError, RetinueError
 
 VERBS = {
     "quickstart": "retinue.cli.quickstart",
-    "train": "retinue.cli.train",
     "doctor": "retinue.cli.doctor",
     "ls": "retinue.cli.ls",
     "cp": "retinue.cli.cp",
