@@ -20,6 +20,9 @@ SIDE = (
 SAFE = ("model.safetensors", "model-*.safetensors")
 PICKLED = ("pytorch_model.bin", "pytorch_model-*.bin")
 
+TRANSPORTS = ("httpx", "httpcore", "requests", "urllib3")
+TIMEOUT_S = 10.0
+
 
 def resolve(path: str | Path, *, weights: bool = True) -> Path:
     """The local folder of a PATH; a hub id is downloaded into the hub's cache first.
@@ -38,7 +41,9 @@ def fetch(hub: HubId, *, weights: bool = True) -> Path:
     from huggingface_hub import errors as hf
 
     try:
-        names = HfApi().list_repo_files(hub.repo, revision=hub.revision)
+        # Unlike the file listing, this request is not retried: being offline shows at once.
+        info = HfApi().model_info(hub.repo, revision=hub.revision, timeout=TIMEOUT_S)
+        names = [file.rfilename for file in info.siblings or []]
         files = needed(names, subfolder=hub.subfolder, weights=weights)
         if not files:
             raise CheckpointError(
@@ -62,8 +67,8 @@ def fetch(hub: HubId, *, weights: bool = True) -> Path:
     except (OSError, hf.HfHubHTTPError, hf.OfflineModeIsEnabled) as error:
         return _cached(hub, error)
     except Exception as error:
-        # The client's transport errors are no OSErrors; anything of its own transport counts here.
-        if type(error).__module__.partition(".")[0] not in ("httpx", "httpcore", "requests"):
+        # The client's transport (httpx, by whichever name it is vendored) has its own errors.
+        if not type(error).__module__.startswith(TRANSPORTS):
             raise
         return _cached(hub, error)
     return Path(root, *(hub.subfolder or "").split("/"))
