@@ -72,7 +72,7 @@ def test_show_prints_records_as_read(chat, capsys):
     assert run(["data", "show", str(chat("a.png", "a.png")), "--json", "--start", "1"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["id"] for row in rows] == ["r1"]
-    assert rows[0]["messages"][0]["content"][1]["text"] == "what is it?"
+    assert rows[0]["messages"][0]["content"][1]["text"].strip() == "what is it?"
 
 
 def test_the_page_needs_a_model(chat, capsys):
