@@ -92,12 +92,19 @@ def answer(model: Any, processor: Any) -> Evaluation:
     return Evaluation(metrics={"accuracy": 0.5}, answers=[shown])
 
 
-def run(root: Path, folder: Path, *, save_model: Any = save, **changes: Any) -> RunResult:
+def run(
+    root: Path,
+    folder: Path,
+    *,
+    save_model: Any = save,
+    dtype: torch.dtype = torch.float32,
+    **changes: Any,
+) -> RunResult:
     torch.set_num_threads(1)
     model, processor = tiny_model()
     return run_stages(
         RunSpec.parse(recipe(root, **changes)),
-        model=model,
+        model=model.to(dtype),
         processor=processor,
         open_data=partial(open_dataset, processor=processor, root=root),
         folder=folder,

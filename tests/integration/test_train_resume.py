@@ -136,18 +136,52 @@ def test_workers_and_packing_change_no_position(root: Path, tmp_path: Path) -> N
     data = {"packing": "step", "max_tokens": 128}
     run(root, tmp_path / "straight", data=data)
     half: dict[str, Any] = {"data": {**data, "workers": 1}}
-
-    def stop_after(model: Any, processor: Any, place: Path) -> None:
-        if "step-00000004" in str(place) or len(saved) == 2:
-            raise KeyboardInterrupt
-        saved.append(place)
-        save(model, processor, place)
-
-    saved: list[Path] = []
     with pytest.raises(KeyboardInterrupt):
-        run(root, tmp_path / "run", save_model=stop_after, **half)
+        run(root, tmp_path / "run", save_model=interrupt_at(2), **half)
     run(root, tmp_path / "run", **half)
     assert curve(tmp_path / "run") == curve(tmp_path / "straight")
+
+
+def interrupt_at(step: int) -> Any:
+    """A save_model that ends the run, as a crash would, at the checkpoint of a step."""
+    saved: list[int] = []
+
+    def save_model(model: Any, processor: Any, place: Path) -> None:
+        if len(saved) == step:
+            raise KeyboardInterrupt
+        saved.append(1)
+        save(model, processor, place)
+
+    return save_model
+
+
+def test_stages_after_lora_resume_on_merged_weights(root: Path, tmp_path: Path) -> None:
+    """bf16 base, LoRA, then full weights of which some were LoRA's: still bit-equal."""
+    first, second = tiny_run.recipe(root)["train"]["stages"][::-1]
+    first |= {"steps": 2}
+    second |= {"trainable": {"lm.model.norm.**": "full", "encoders.**": "full"}, "epochs": 1.5}
+    del second["steps"]
+    options: dict[str, Any] = {
+        "train": {"stages": [first, second], "precision": "bf16"},
+        "dtype": torch.bfloat16,
+    }
+    straight, folder = tmp_path / "straight", tmp_path / "run"
+    run(root, straight, **options)
+    with pytest.raises(KeyboardInterrupt):
+        run(root, folder, save_model=interrupt_at(2), **options)
+    kept = Checkpoints(folder / "checkpoints").latest
+    assert kept is not None
+    assert json.loads((kept / FACTS).read_text())["stage"] == 1
+    run(root, folder, **options)
+    assert curve(folder) == curve(straight)
+    assert len(curve(folder)) == 2 + 6  # one and a half epochs of 14 samples by 4
+    for name, value in weights(straight).items():
+        assert torch.equal(weights(folder)[name], value), name
+    base, _ = tiny_run.tiny_model()
+    before = dict(base.named_parameters())["lm.model.layers.0.mlp.up_proj.weight"]
+    after = weights(folder)["lm.model.layers.0.mlp.up_proj.weight"]
+    assert after.dtype == torch.bfloat16
+    assert not torch.equal(after, before.bfloat16())
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(root: Path, tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ class TableRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainableTable:
-    """The rules' outcome. `rule_of`: trainable parameter -> its row; names after adapters went in."""
+    """The rules' outcome. `rule_of`: trainable parameter (adapters included) -> its row."""
 
     rows: list[TableRow]
     rule_of: dict[str, int]

@@ -11,6 +11,7 @@ import yaml
 
 from retinue.core.log import get_logger
 from retinue.hub.files import whole_folder
+from retinue.model.freeze import plain
 from retinue.train.context import Run, RunResult
 from retinue.train.evaluator import Evaluation, Evaluator, SaveModel
 from retinue.train.page import render_page
@@ -27,34 +28,29 @@ def finish(
     """Final model, evaluation, run.json and page; after a signal only run.json."""
     stopped, place = run.stop.signal, run.folder / "model"
     metrics = _metrics(run.rows)
-    evaluation = Evaluation()
-    if stopped is None:
-        for name, parameter in run.model.named_parameters():
-            parameter.data = parameter.data.to(dtypes.get(name, parameter.dtype))
-        run.model.eval()
-        if run.ranks.rank == 0:
-            with whole_folder(place) as part:
-                save_model(run.model, run.processor, part)
-        if evaluator is not None:
-            evaluation = evaluator(run.model, run.processor)
-            metrics |= evaluation.metrics
-    result = RunResult(
-        folder=run.folder,
-        model=place if stopped is None else None,
-        metrics=metrics,
-        stopped=stopped,
-    )
+    if stopped is not None:
+        _record(run, metrics, status=f"stopped by {signal.Signals(stopped).name}")
+        return RunResult(folder=run.folder, model=None, metrics=metrics, stopped=stopped)
+    for name, parameter in run.model.named_parameters():
+        parameter.data = parameter.data.to(dtypes.get(plain(name), parameter.dtype))
+    run.model.eval()
     if run.ranks.rank == 0:
-        write_run(
-            run.folder,
-            status="done" if stopped is None else f"stopped by {signal.Signals(stopped).name}",
-            metrics=metrics,
-            counts={"updates": run.step, "skipped": len(run.skipped)},
-            stages=run.counts,
-        )
-        if stopped is None and run.spec.report.page:
-            _write_page(run, metrics, evaluation)
-    return result
+        with whole_folder(place) as part:
+            save_model(run.model, run.processor, part)
+    evaluation = Evaluation()
+    if evaluator is not None:
+        evaluation = evaluator(run.model, run.processor)
+        metrics |= evaluation.metrics
+    _record(run, metrics, status="done")
+    if run.ranks.rank == 0 and run.spec.report.page:
+        _write_page(run, metrics, evaluation)
+    return RunResult(folder=run.folder, model=place, metrics=metrics)
+
+
+def _record(run: Run, metrics: Mapping[str, Any], *, status: str) -> None:
+    if run.ranks.rank == 0:
+        counts = {"updates": run.step, "skipped": len(run.skipped)}
+        write_run(run.folder, status=status, metrics=metrics, counts=counts, stages=run.counts)
 
 
 def _metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -9,11 +9,12 @@ import base64
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageOps
 
+from retinue.core.errors import MediaError
+from retinue.media.image import load_image
 from retinue.model.freeze import HEADER, TrainableTable
 from retinue.train.evaluator import Answer
 
@@ -99,7 +100,10 @@ def curve(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def picture(source: Image.Image | str) -> str:
     """A thumbnail as an img element."""
-    image = source if isinstance(source, Image.Image) else Image.open(Path(source))
+    try:
+        image = source if isinstance(source, Image.Image) else load_image(source, where="report")
+    except MediaError as error:
+        return f'<p class="r">{escape(str(error))}</p>'
     small = ImageOps.contain(image.convert("RGB"), (THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()
     small.save(buffer, "PNG")

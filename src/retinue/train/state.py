@@ -158,8 +158,11 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
                 rule=f"it is {tuple(value.shape)} there and {shape} here",
                 fix="resume with the recipe and base model the run was started with",
             )
-        with torch.no_grad():
-            own[name].copy_(value)
+        if own[name].dtype == value.dtype:
+            with torch.no_grad():
+                own[name].copy_(value)
+        else:  # trained in fp32 by an earlier stage, and kept so
+            own[name].data = value.to(own[name].device)
 
 
 def _names(optimizer: Optimizer) -> list[str]:
