@@ -20,7 +20,8 @@ def iou(prediction: str, references: Sequence[str]) -> dict[str, float]:
     found = boxes.parse_boxes(prediction) or boxes.parse_boxes("[" + prediction)
 
     def score(wanted: str) -> dict[str, float]:
-        value = boxes.iou(found[0], _one(wanted)) if found else 0.0
+        target = _one(wanted)  # a reference without a box is an error whatever the answer
+        value = boxes.iou(found[0], target) if found else 0.0
         return {"iou": value, "iou50": float(value >= 0.5)}
 
     return best(references, score)
