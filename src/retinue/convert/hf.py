@@ -116,6 +116,6 @@ def hf_keys(text: Any, *, vision_model: bool = True) -> KeyMap:
 
 def base_prefix(text: Any) -> str:
     """Name under which a causal LM keeps its inner model ("model" for most)."""
-    from retinue.model.lm.causal import causal_class
+    from retinue.model.lm.support import causal_class
 
     return str(causal_class(text).base_model_prefix)

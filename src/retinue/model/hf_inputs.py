@@ -39,7 +39,17 @@ def batch_from_hf(
         )
     rows, new = input_ids.shape
     seen = 0 if past is None else int(past.get_seq_length())
-    if attention_mask is None or attention_mask.ndim != 2:
+    if getattr(past, "is_compileable", False):
+        raise RequestError(
+            f"a {type(past).__name__} as cache",
+            rule="keys and values must be those of the tokens so far, no more",
+            fix="leave cache_implementation out: the dynamic cache is the default",
+        )
+    if attention_mask is not None and attention_mask.ndim != 2:
+        raise RequestError(
+            f"an attention_mask of {attention_mask.ndim} dimensions", rule="rows and tokens: 2"
+        )
+    if attention_mask is None:
         attention_mask = torch.ones(rows, seen + new, dtype=torch.long, device=input_ids.device)
     segments = attention_mask.long()
     if position_ids is None:

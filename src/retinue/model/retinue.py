@@ -16,6 +16,7 @@ from retinue.model.connectors.base import EncoderFeatures, build
 from retinue.model.encoders import ENCODERS
 from retinue.model.fusions import FUSIONS
 from retinue.model.head import Head, Keep
+from retinue.model.hf_generate import Generation
 from retinue.model.hf_inputs import batch_from_hf
 from retinue.model.layouts import LAYOUTS
 from retinue.model.lm import LMS
@@ -25,7 +26,7 @@ from retinue.ops.pixels import normalize
 from retinue.types import Batch, Cache, Output, Visual, VisualTokens
 
 
-class Retinue(PreTrainedModel, GenerationMixin):
+class Retinue(Generation, PreTrainedModel, GenerationMixin):
     """A language model and the encoders in its service.
 
     Children: `lm` (original key names below it), `encoders`, `connector`, `layout`, `fusion`.
@@ -126,13 +127,15 @@ class Retinue(PreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        num_items_in_batch: Tensor | int | None = None,
         **unused: Any,
     ) -> CausalLMOutputWithPast:
         """The keywords of transformers' image-text models; returns mean loss and logits.
 
         pixel_values: (N, 3, H, W) or (I, V, 3, H, W), uint8 levels or normalised; image_grids:
         (I, 5) rows, columns, overview, height, width of each picture (absent: one view each);
-        labels: (B, T) unshifted, -100 = none.
+        labels: (B, T) unshifted, -100 = none; num_items_in_batch: what the sum of losses is divided
+        by, default the number of targets (Trainer gives that of all accumulated batches).
         """
         batch, cache = batch_from_hf(
             self.plan,
@@ -156,8 +159,12 @@ class Retinue(PreTrainedModel, GenerationMixin):
         logits = self.lm.logits(kept_BTD)
         loss = None
         if labels is not None:
-            flat = logits[:, :-1].flatten(0, 1).float()
-            loss = nn.functional.cross_entropy(flat, labels[:, 1:].flatten())
+            flat, targets = logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten()
+            if num_items_in_batch is None:
+                loss = nn.functional.cross_entropy(flat, targets)
+            else:
+                loss = nn.functional.cross_entropy(flat, targets, reduction="sum")
+                loss = loss / num_items_in_batch
         return CausalLMOutputWithPast(
             loss=loss, logits=logits, past_key_values=None if cache is None else cache.lm
         )
@@ -176,11 +183,13 @@ class Retinue(PreTrainedModel, GenerationMixin):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Our own leaves initialise themselves; all else follows transformers' common rule."""
-        parameters = list(module.parameters(recurse=False))
-        if any(getattr(parameter, "_is_hf_initialized", False) for parameter in parameters):
-            return
-        if parameters and type(module).__module__.startswith("retinue."):
+        """Our own leaves initialise themselves; all else follows transformers' common rule.
+
+        Called where transformers guards the functions of torch.nn.init, so that parameters read
+        from files stay as they are, also where others of the same module were missing.
+        """
+        owns = next(module.parameters(recurse=False), None) is not None
+        if owns and type(module).__module__.startswith("retinue."):
             module.reset_parameters()  # type: ignore[operator]
         else:
             super()._init_weights(module)

@@ -18,6 +18,7 @@ from retinue.model.connectors.base import ConnectorField
 from retinue.model.encoders.base import EncoderField, EncoderShape
 from retinue.model.fusions.base import FusionField
 from retinue.model.layouts.base import LayoutField
+from retinue.model.lm.support import causal_class
 from retinue.types import Grid
 
 
@@ -85,6 +86,8 @@ class Plan:
     def __init__(self, config: RetinueConfig) -> None:
         self.config = config
         self.spec = ModelSpec.parse(config.spec, where="model")
+        if config.text_config is not None:
+            causal_class(config.text_config)
         missing = {name for name, _ in self.spec.connector.takes()} - set(self.spec.encoders)
         if missing:
             raise ConfigError(

@@ -10,35 +10,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers import DynamicCache
 
-from retinue.core.errors import ConfigError
 from retinue.model.lm.base import LanguageModel
+from retinue.model.lm.support import causal_class, check_built
 from retinue.ops.cross_entropy import linear_cross_entropy_sum
 from retinue.ops.interface import register_attention
 from retinue.ops.plan import plan_cached, plan_documents
 from retinue.types import Cache, LMInputs
 
 ATTENTION = "retinue"
-
-
-def causal_class(config: Any) -> type[PreTrainedModel]:
-    """The transformers class of a config. Raises ConfigError for one that we cannot drive."""
-    try:
-        found: type[PreTrainedModel] = AutoModelForCausalLM._model_mapping[type(config)]
-    except KeyError:
-        raise ConfigError(
-            f"model_type {config.model_type!r} is no causal language model of transformers",
-            where="model.lm",
-        ) from None
-    if not getattr(found, "_supports_attention_backend", False):
-        raise ConfigError(
-            f"{found.__name__} ({config.model_type}) cannot be used as language model",
-            where="model.lm",
-            rule="its layers must take keyword arguments and use transformers' attention interface",
-            fix="choose another language model (Llama, Mistral, Qwen, Gemma, Phi, OPT, NeoX, …)",
-        )
-    return found
 
 
 class CausalLM(LanguageModel):
@@ -53,6 +34,7 @@ class CausalLM(LanguageModel):
         kind = causal_class(config)
         config._attn_implementation = ATTENTION
         shell: Any = kind(config)
+        check_built(shell, name=f"{kind.__name__} ({config.model_type})")
         self.config = config
         self.base_name = shell.base_model_prefix
         embeddings, head = shell.get_input_embeddings(), shell.get_output_embeddings()
@@ -63,6 +45,11 @@ class CausalLM(LanguageModel):
         self.tied = dict(getattr(shell, "_tied_weights_keys", None) or {})
         if not config.tie_word_embeddings:
             self.tied = {}
+        # transformers collects these from children, and puts the child's name in front
+        self._tp_plan = dict(shell._tp_plan or {})
+        self._ep_plan = dict(shell._ep_plan or {})
+        self._pp_plan = dict(shell._pp_plan or {})
+        self._no_split_modules = set(shell._no_split_modules or ())
 
     @property
     def base(self) -> Any:
