@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from retinue.convert.weights import Weights
 from retinue.text.tokenizer import IMAGE, Tokenizer
 
 
@@ -39,3 +40,23 @@ def grown(names: Collection[str], *, rows: int) -> Callable[[str, Tensor], Tenso
         return torch.cat([tensor, more])
 
     return grow
+
+
+EMBED, HEAD = "lm.model.embed_tokens.weight", "lm.lm_head.weight"
+
+
+def marker_rows(weights: Weights, vocab: int) -> Tensor | None:
+    """Embeddings of image marks that LLaVA's first stage trained, where its file has only those."""
+    found = next((name for name in weights if name.endswith("embed_tokens.weight")), None)
+    if found is None or weights.shape(found)[0] >= vocab:
+        return None
+    return weights.read(found)
+
+
+def added_rows(rows: Tensor, *, vocab: int) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Changes to a base's tables: `rows` are the last of `vocab`, the head's are a mean."""
+
+    def embed(table: Tensor) -> Tensor:
+        return torch.cat([table[: vocab - len(rows)], rows.to(table.dtype)])
+
+    return {EMBED: embed, HEAD: lambda table: grown([HEAD], rows=vocab)(HEAD, table)}

@@ -78,9 +78,16 @@ def _cached(hub: HubId, error: Exception) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
+    prefix = f"{hub.subfolder}/" if hub.subfolder else ""
     line = str(error).strip().splitlines() or [type(error).__name__]
     try:
-        root = snapshot_download(hub.repo, revision=hub.revision, local_files_only=True)
+        # Only these are asked for: the cache never holds the files that loading does not need.
+        root = snapshot_download(
+            hub.repo,
+            revision=hub.revision,
+            local_files_only=True,
+            allow_patterns=[prefix + name for name in ("config.json", "adapter_config.json")],
+        )
         folder = Path(root, *(hub.subfolder or "").split("/"))
     except (LocalEntryNotFoundError, OSError):
         folder = None

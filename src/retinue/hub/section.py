@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-import torch
 from pydantic import Field, model_validator
 
 from retinue.core.spec import Spec
 
+if TYPE_CHECKING:
+    import torch
+
 Dtype = Literal["fp32", "fp16", "bf16", "float32", "float16", "bfloat16"]
-DTYPES = {
-    "fp32": torch.float32,
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
+SHORT = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 class Part(Spec):
@@ -107,4 +102,10 @@ class ModelSection(Spec):
 
     @property
     def torch_dtype(self) -> torch.dtype | None:
-        return DTYPES[self.dtype] if self.dtype else None
+        """The dtype asked for, None for that of the files."""
+        import torch
+
+        found: torch.dtype | None = None
+        if self.dtype:
+            found = getattr(torch, SHORT.get(self.dtype, self.dtype))
+        return found

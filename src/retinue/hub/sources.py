@@ -16,6 +16,7 @@ from retinue.convert.translation import Translation
 from retinue.convert.weights import Weights, read_json
 from retinue.core.errors import CheckpointError
 from retinue.core.paths import HubId
+from retinue.hub.grow import EMBED, added_rows, marker_rows
 from retinue.hub.lora import Lora, read_lora
 from retinue.hub.resolve import resolve
 from retinue.hub.stream import Source
@@ -127,8 +128,13 @@ def _llava(
             name, keys = NON_LORA, non_lora_keys()
             lora = None if keep_adapter else read_lora(found.folder, found.adapter)
         files = [found.folder / name] if (found.folder / name).exists() else []
-        main = [Source(weights=Weights(files), keys=keys, label=str(found.folder / name))]
+        own = Weights(files)
+        rows = marker_rows(own, int(found.config["vocab_size"]))
+        keep = (lambda name: name != EMBED) if rows is not None else None
+        main = [Source(weights=own, keys=keys, label=str(found.folder / name), keep=keep)]
         changes = lora.changes(llava_keys().to_retinue) if lora else {}
+        if rows is not None:
+            changes |= added_rows(rows, vocab=int(found.config["vocab_size"]))
         main.append(
             Source(
                 weights=under.weights, keys=llava_keys(), label=str(under.folder), changes=changes
