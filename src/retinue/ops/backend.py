@@ -153,10 +153,12 @@ def pick_device(asked: str = "auto") -> tuple[torch.device, str]:
 
 
 def default_threads() -> int:
-    """Cores this process may use: the smaller of the affinity mask and the cgroup's quota."""
+    """Cores this process may use: OMP_NUM_THREADS if set, never above affinity and cgroup quota."""
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else (os.cpu_count() or 1)
-    return max(1, min(cores, _cgroup_cores() or cores))
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    chosen = int(asked) if asked.isdigit() and int(asked) else cores
+    return max(1, min(cores, chosen, _cgroup_cores() or cores))
 
 
 def _cgroup_cores(root: Path = Path("/sys/fs/cgroup")) -> int | None:
