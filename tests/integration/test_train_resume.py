@@ -43,7 +43,8 @@ def straight(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server() -> Any:
     """Processes that start with everything imported, each in a fresh state."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tiny_run"])
+    # the server does not search the tests' folder, so tiny_run itself comes later
+    context.set_forkserver_preload(["retinue.train.run", "retinue.hub.save", "peft"])
     return context
 
 
@@ -215,6 +216,22 @@ def test_a_full_disk_in_the_state_writer(
     with pytest.raises(EnvError, match="No space left"):
         run(root, tmp_path)
     assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_a_full_disk_in_a_sink(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from retinue.core.log import JsonLines
+
+    write = JsonLines.write
+
+    def full(self: JsonLines, row: Any) -> None:
+        if row["step"] == 3:
+            raise OSError(errno.ENOSPC, "No space left on device", str(self.path))
+        write(self, row)
+
+    monkeypatch.setattr(JsonLines, "write", full)
+    with pytest.raises(EnvError, match=r"metrics\.jsonl: cannot be written \(No space left"):
+        run(root, tmp_path)
+    assert len(Checkpoints(tmp_path / "checkpoints").all()) == 1
 
 
 def test_resume_refusals(root: Path, straight: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from retinue.data.dataset import Dataset
 from retinue.data.spec import DataSpec
 from retinue.model.freeze import TrainableTable
 from retinue.train.ranks import Ranks
+from retinue.train.record import writing
 from retinue.train.sinks.base import Sink
 from retinue.train.spec import RunSpec
 from retinue.train.state import Checkpoints
@@ -58,5 +59,6 @@ class Run:
     def say(self, row: dict[str, Any]) -> None:
         """Give a row to every sink."""
         self.rows.append(row)
-        for sink in self.sinks:
-            sink.log(row)
+        with writing(self.folder):
+            for sink in self.sinks:
+                sink.log(row)

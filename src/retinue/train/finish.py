@@ -15,7 +15,7 @@ from retinue.model.freeze import plain
 from retinue.train.context import Run, RunResult
 from retinue.train.evaluator import Evaluation, Evaluator, SaveModel
 from retinue.train.page import render_page
-from retinue.train.record import write_run
+from retinue.train.record import write_run, writing
 
 
 def finish(
@@ -50,7 +50,8 @@ def finish(
 def _record(run: Run, metrics: Mapping[str, Any], *, status: str) -> None:
     if run.ranks.rank == 0:
         counts = {"updates": run.step, "skipped": len(run.skipped)}
-        write_run(run.folder, status=status, metrics=metrics, counts=counts, stages=run.counts)
+        with writing(run.folder):
+            write_run(run.folder, status=status, metrics=metrics, counts=counts, stages=run.counts)
 
 
 def _metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -72,5 +73,6 @@ def _write_page(run: Run, metrics: Mapping[str, Any], evaluation: Evaluation) ->
         skipped=run.skipped,
         recipe=recipe,
     )
-    (run.folder / "report.html").write_text(page, "utf-8")
+    with writing(run.folder):
+        (run.folder / "report.html").write_text(page, "utf-8")
     get_logger().info(f"report: {run.folder / 'report.html'}")

@@ -6,13 +6,15 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from retinue.core.errors import EnvError
 from retinue.model.freeze import TrainableTable
 
 PACKAGES = ("retinue", "torch", "transformers", "peft", "safetensors", "tokenizers", "pillow")
@@ -27,6 +29,20 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turns a full or read-only disk into one clear line. Raises EnvError."""
+    try:
+        yield
+    except OSError as error:
+        raise EnvError(
+            "cannot be written",
+            where=str(error.filename or folder),
+            rule=error.strerror or str(error),
+            fix="free space or choose another folder, then run the same command to resume",
+        ) from error
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
@@ -57,7 +73,7 @@ def write_run(
     counts: Mapping[str, Any],
     stages: Sequence[Mapping[str, Any]],
 ) -> None:
-    """run.json. status: running, done, or stopped by a signal's name."""
+    """run.json. status: done, or stopped by a signal's name."""
     write_json(
         folder / "run.json",
         {

@@ -17,7 +17,7 @@ from retinue.train.meter import Meter
 from retinue.train.prepare import prepare
 from retinue.train.random import seed_all
 from retinue.train.ranks import Ranks
-from retinue.train.record import write_recipe, write_tables
+from retinue.train.record import write_recipe, write_tables, writing
 from retinue.train.resume import find_state, restore, state_of
 from retinue.train.sinks import SINKS
 from retinue.train.spec import RunSpec, StageSpec, accumulation
@@ -65,10 +65,11 @@ def run_stages(
     state = find_state(spec, run.checkpoints)
     if first:
         run.checkpoints.clear()
-        write_recipe(folder, spec.model_dump(mode="json"))
-        run.sinks = [SINKS.get(name)(folder) for name in spec.report.sinks]
-        for sink in run.sinks:
-            sink.forget(0 if state is None else state.step)
+        with writing(folder):
+            write_recipe(folder, spec.model_dump(mode="json"))
+            run.sinks = [SINKS.get(name)(folder) for name in spec.report.sinks]
+            for sink in run.sinks:
+                sink.forget(0 if state is None else state.step)
     try:
         with run.stop:
             for number, stage in enumerate(spec.train.stages):
@@ -164,4 +165,5 @@ def _announce(run: Run, stage: StageSpec, table: TrainableTable, *, packing: str
     get_logger().info(line)
     if run.ranks.rank == 0:
         print_table(table.cells(), header=HEADER, title=f"trainable in {stage.name}")
-        write_tables(run.folder, run.tables)
+        with writing(run.folder):
+            write_tables(run.folder, run.tables)

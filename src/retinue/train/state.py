@@ -104,7 +104,7 @@ def write_state(folder: Path, state: TrainState) -> None:
     facts = {
         key: _lift(getattr(state, key), key, tensors) for key in TrainState.__dataclass_fields__
     }
-    save_file(tensors, folder / TENSORS)
+    save_file(_apart(tensors), folder / TENSORS)
     (folder / FACTS).write_text(json.dumps({"version": VERSION, **facts}), "utf-8")
 
 
@@ -172,13 +172,23 @@ def _names(optimizer: Optimizer) -> list[str]:
 def _lift(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     """JSON data in which each tensor is a reference into `tensors`."""
     if isinstance(value, Tensor):
-        tensors[path] = value.detach().cpu().contiguous().clone()
+        tensors[path] = value.detach().cpu().contiguous()
         return {"tensor": path}
     if isinstance(value, Mapping):
         return {str(key): _lift(one, f"{path}/{key}", tensors) for key, one in value.items()}
     if isinstance(value, list | tuple):
         return [_lift(one, f"{path}/{k}", tensors) for k, one in enumerate(value)]
     return value
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors without shared memory, which the format refuses."""
+    seen: set[int] = set()
+    found = {}
+    for name, tensor in tensors.items():
+        found[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
+        seen.add(tensor.data_ptr())
+    return found
 
 
 def _lower(value: Any, tensors: Mapping[str, Tensor]) -> Any:
