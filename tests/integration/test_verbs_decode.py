@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import retinue
-from retinue.cli.chat import Session
+from retinue.cli.chat import Session, printable
 from retinue.cli.eval import write_result
 from retinue.cli.generate import write_answers
 from retinue.cli.main import run
@@ -360,3 +360,7 @@ def test_an_interrupted_answer_does_not_end_the_conversation(loaded, capsys):
         "what?",
         "and?",
     ]
+
+
+def test_control_characters_do_not_reach_a_terminal():
+    assert printable("a\x1b[2Jb\x0e\n\té\u200d🙂\x9b") == "a[2Jb\n\té\u200d🙂"

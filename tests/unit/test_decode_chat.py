@@ -140,3 +140,25 @@ def test_answers_stay_within_the_positions_of_the_language_model():
     assert within_room(PARAMS, processor, example).max_new_tokens == 8
     with pytest.raises(RequestError, match="40 positions"):
         next(Chat(model, processor).ask("what " * 40))
+
+
+def test_rows_of_both_formats_and_a_chat_make_the_same_prompt(loaded, tmp_path):
+    """A list of parts has the line breaks that LLaVA's rows write out."""
+    for name in "ab":
+        picture(1).save(tmp_path / f"{name}.png")
+    said = [{"from": "human", "value": "<image>\n<image>\nwhy?"}, {"from": "gpt", "value": "so"}]
+    llava = [{"id": "x", "image": ["a.png", "b.png"], "conversations": said}]
+    parts = [{"type": "image", "image": f"{name}.png"} for name in "ab"]
+    question = {"role": "user", "content": [*parts, {"type": "text", "text": "why?"}]}
+    chat = {"id": "x", "messages": [question, {"role": "assistant", "content": "so"}]}
+    (tmp_path / "llava.json").write_text(json.dumps(llava), "utf-8")
+    (tmp_path / "chat.jsonl").write_text(json.dumps(chat), "utf-8")
+    _, processor = loaded
+    rows = [open_format(tmp_path / name)[0] for name in ("llava.json", "chat.jsonl")]
+    prompts = [processor.template.text(row.messages[:1], reply=True) for row in rows]
+    sources = [str(tmp_path / f"{name}.png") for name in "ab"]
+    prompts.append(processor.template.text([user_message("why?", sources)], reply=True))
+    hf = [{**question, "content": [*parts, {"type": "text", "text": "why?"}]}]
+    prompts.append(processor.apply_chat_template(hf, add_generation_prompt=True))
+    assert prompts == [prompts[0]] * 4
+    assert "<image>\n<image>\nwhy?" in prompts[0]

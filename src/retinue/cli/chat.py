@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -33,7 +34,7 @@ Read = Callable[[str], str]
 @app.command(
     epilog=examples(
         "retinue chat runs/quickstart/model --image photo.jpg",
-        "retinue chat PATH --image a.png --image b.png --ask 'What differs?'",
+        "retinue chat runs/quickstart/model --image a.png --image b.png --ask 'What differs?'",
     )
 )
 def chat(
@@ -107,6 +108,11 @@ def look(source: str) -> None:
     image_size(source)
 
 
+def printable(text: str) -> str:
+    """Without control characters, which could make a terminal do anything; line breaks stay."""
+    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
+
+
 class Session:
     """The loop around a Chat: commands, pictures waiting for their question, output."""
 
@@ -144,7 +150,7 @@ class Session:
         """Stream the answer to standard output."""
         images = list(self.waiting)
         for piece in self.chat.ask(text, images=images):
-            typer.echo(piece, nl=False)
+            typer.echo(printable(piece) if sys.stdout.isatty() else piece, nl=False)
             sys.stdout.flush()
         typer.echo()
         self.waiting = []

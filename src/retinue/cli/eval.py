@@ -25,7 +25,7 @@ app = verb()
     "eval",
     epilog=examples(
         "retinue eval runs/quickstart/model --data runs/quickstart/data/test.jsonl --baseline",
-        "retinue eval PATH --data mine.jsonl --scorer contains --json mine-result.json",
+        "retinue eval runs/mine/model --data mine.jsonl --scorer contains --json mine/result.json",
     ),
 )
 def evaluate(
