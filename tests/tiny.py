@@ -1,7 +1,6 @@
 """A tiny untrained model and its processor, pictures and samples, for tests of the verbs.
 
-    model, processor = tiny_model()
-    batch = processor([ask("a", "what colour?", picture())], pad_side="left")
+`tiny_model()` gives a model and its processor, `processor([ask("a", "what?", picture())])` a batch.
 """
 
 from __future__ import annotations
