@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -12,8 +15,9 @@ from retinue.core.errors import RetinueError
 from retinue.model.freeze import apply_rules
 from retinue.model.retinue import Retinue
 from retinue.train.prepare import VISUAL, prepare
+from retinue.train.ranks import Ranks
 from retinue.train.spec import ComputeSpec, StageSpec
-from retinue.train.trainer import Trainer
+from retinue.train.trainer import Trainer, Update
 from tiny_train import TinyLoader, joined, tiny_batch, tiny_model
 
 
@@ -99,6 +103,68 @@ def test_a_step_of_text_leaves_the_visual_side_unchanged() -> None:
         before = after
 
 
+def test_the_originals_move_visual_weights_by_momentum() -> None:
+    model = tiny_model()
+    loader = TinyLoader(images=lambda step: step == 0)
+    one = trainer(model, stage(idle_visual="momentum"), data=loader)
+    updates = one.fit()
+    next(updates)
+    before = weights(model)
+    assert next(updates).views == 0
+    assert not torch.equal(
+        weights(model)["connector.net.0.weight"], before["connector.net.0.weight"]
+    )
+
+
+class TwoRanks(Ranks):
+    """Two threads that stand for two processes."""
+
+    size = 2
+
+    def __init__(self, rank: int, barrier: Barrier, table: dict[int, Any]) -> None:
+        self.rank, self.barrier, self.table = rank, barrier, table
+
+    def exchange(self, value: Any) -> list[Any]:
+        self.table[self.rank] = value
+        self.barrier.wait(60)
+        both = [self.table[0], self.table[1]]
+        self.barrier.wait(60)
+        return both
+
+    def total(self, values: Sequence[float]) -> list[float]:
+        mine, other = self.exchange(list(values))
+        return [a + b for a, b in zip(mine, other, strict=True)]
+
+    def add_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
+        copies = [None if p.grad is None else p.grad.clone() for p in parameters]
+        for parameter, *grads in zip(parameters, *self.exchange(copies), strict=True):
+            known = [grad for grad in grads if grad is not None]
+            parameter.grad = torch.stack(known).sum(0) if known else None
+
+
+def test_two_ranks_equal_one() -> None:
+    """One rank gets pictures, the other only text."""
+    batches = [tiny_batch(n, images=n < 2) for n in range(4)]
+    alone = trainer(tiny_model(), stage())
+    expected = [alone.update(batches) for _ in range(2)][-1]
+    barrier: Barrier = Barrier(2)
+    table: dict[int, Any] = {}
+    pair = [trainer(tiny_model(), stage(), ranks=TwoRanks(n, barrier, table)) for n in (0, 1)]
+
+    def share(rank: int) -> tuple[Update, dict[str, torch.Tensor]]:
+        mine = batches[2 * rank : 2 * rank + 2]
+        return [pair[rank].update(mine) for _ in range(2)][-1], weights(pair[rank].model)
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(share, (0, 1)))
+    for update, after in found:
+        assert update.loss == pytest.approx(expected.loss, abs=1e-6)
+        assert (update.tokens, update.views) == (expected.tokens, expected.views)
+        for name, value in weights(alone.model).items():
+            torch.testing.assert_close(after[name], value, atol=1e-5, rtol=1e-4)
+            assert torch.equal(after[name], found[0][1][name])
+
+
 def test_mixed_batches_train_both_sides() -> None:
     model = tiny_model()
     before = weights(model)
@@ -111,10 +177,12 @@ def test_mixed_batches_train_both_sides() -> None:
     assert any(name.startswith("lm.") for name in changed)
 
 
-def test_recomputation_changes_no_gradient() -> None:
+@pytest.mark.parametrize("pattern", ["lm.**", "connector.**"])
+def test_recomputation_changes_no_gradient(pattern: str) -> None:
     found = []
     for activation in ("none", "full"):
-        one = trainer(tiny_model(), stage(), compute={"activation": activation})
+        spec = stage(trainable={pattern: "full"})
+        one = trainer(tiny_model(), spec, compute={"activation": activation})
         one.update([tiny_batch(1)])
         found.append(weights(one.model))
     for name, value in found[0].items():
