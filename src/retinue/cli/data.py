@@ -1,4 +1,4 @@
-"""`retinue data check|show`: is a data set fit for training, and what would training see of it?"""
+"""`retinue data check|show|world`: is a data set fit for training, and what would training see?"""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from retinue.cli import data_world
 from retinue.cli.common import AsJson, Overrides, examples, note, print_json, verb
 from retinue.core.errors import ConfigError, DataError
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from retinue.processor import Processor
     from retinue.types import Sample
 
-app = verb("Check a data set before training, or look at it as training would see it.")
+app = verb("Check a data set before training, look at it as training would see it, or draw one.")
 
 Source = Annotated[
     str, typer.Argument(help="A data file (.json, .jsonl), or a recipe with a data: section.")
@@ -95,6 +96,9 @@ def show(
 
     show_html(samples, processor, out=out, title=source)
     note(f"open {out}")
+
+
+app.command("world", epilog=data_world.EPILOG)(data_world.world)
 
 
 def data_spec(

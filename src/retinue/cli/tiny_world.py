@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from retinue.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -20,6 +22,8 @@ TURNS = 6
 VOCABULARY = 512
 SAMPLE = 4000
 """Records whose text is enough to learn the vocabulary from."""
+LOOKED = 20
+"""Pictures looked at, at most, for each question that is wanted."""
 
 Progress = Callable[[int, int], None]
 
@@ -40,36 +44,76 @@ def world_options() -> WorldOptions:
 
 
 def make_data(
-    folder: Path, *, pictures: int, questions: int, seed: int, progress: Progress
+    folder: Path,
+    *,
+    pictures: int,
+    questions: int,
+    seed: int,
+    progress: Progress,
+    options: WorldOptions | None = None,
+    tasks: Sequence[str] | None = None,
+    turns: int = TURNS,
 ) -> tuple[Path, Path]:
-    """Write train.json and test.jsonl (at least `questions` rows) unless they are there already."""
-    from retinue.world.make import write_split
+    """Write train.json and test.jsonl (at least `questions` rows) unless they are there already.
 
-    options = world_options()
-    asked = -(-questions // (TURNS - 1))
+    Raises ConfigError for tasks that the pictures cannot hold, EnvError where the disk refuses.
+    """
+    from retinue.world.make import write_split
+    from retinue.world.tasks import QUICK
+
+    options, tasks = options or world_options(), tasks or QUICK
+    asked = pictures_asked(questions, seed=seed, options=options, tasks=tasks, turns=turns)
     mark = folder / "made.json"
     facts = {"pictures": pictures, "asked": asked, "seed": seed, "options": options.model_dump()}
-    facts = json.loads(json.dumps({**facts, "turns": TURNS}))
+    facts = json.loads(json.dumps({**facts, "turns": turns, "tasks": list(tasks)}))
     if mark.exists() and json.loads(mark.read_text("utf-8")) == facts:
         progress(pictures, pictures)
         return folder / "train.json", folder / "test.jsonl"
     common: dict[str, Any] = {
         "seed": seed,
         "options": options,
-        "turns_per_picture": TURNS,
+        "tasks": tasks,
+        "turns_per_picture": turns,
         "caption_first": False,
     }
+    mark.unlink(missing_ok=True)
     write_split(folder, name="train", num_pictures=pictures, progress=progress, **common)
     write_split(folder, name="test", num_pictures=asked, **common)
     mark.write_text(json.dumps(facts), encoding="utf-8")
     return folder / "train.json", folder / "test.jsonl"
 
 
-def make_tokenizer(train: Path) -> Tokenizer:
+def pictures_asked(
+    questions: int, *, seed: int, options: WorldOptions, tasks: Sequence[str], turns: int
+) -> int:
+    """How many test pictures hold `questions` questions, captions aside where others are asked."""
+    from retinue.world.make import make_picture
+    from retinue.world.tasks import check_tasks
+
+    check_tasks(tasks, options=options)
+    captions = all(task.startswith("caption") for task in tasks)
+    found = 0
+    for number in range(1, LOOKED * questions + 1):
+        _, asked = make_picture(
+            number - 1, name="test", seed=seed, options=options, tasks=tasks, turns=turns,
+            caption_first=False,
+        )  # fmt: skip
+        found += sum(captions or not qa.task.startswith("caption") for qa in asked)
+        if found >= questions:
+            return number
+    raise ConfigError(
+        f"{found} questions in {number} pictures",
+        where=f"tasks {', '.join(tasks)}",
+        rule=f"{questions} are wanted",
+        fix="choose other tasks, or let the pictures hold more (max_objects)",
+    )
+
+
+def make_tokenizer(train: Path, *, vocabulary: int = VOCABULARY) -> Tokenizer:
     """A byte-level BPE over the words of the training conversations."""
     from retinue.text.train import train_bpe
 
-    return train_bpe(words_of(train), vocab_size=VOCABULARY)
+    return train_bpe(words_of(train), vocab_size=vocabulary)
 
 
 def words_of(train: Path) -> Iterator[str]:
