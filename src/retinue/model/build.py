@@ -21,11 +21,23 @@ def build_model(
     """
     if torch.device(device).type == "meta":
         with torch.device("meta"):
-            return Retinue(config).to(dtype)
+            return cast(Retinue(config), dtype)
     with torch.random.fork_rng(enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
-        return Retinue(config).to(device=device, dtype=dtype)
+        return cast(Retinue(config), dtype).to(device)
+
+
+def cast(model: Retinue, dtype: torch.dtype) -> Retinue:
+    """The model with its parameters in `dtype`, in place.
+
+    Buffers stay: rotary frequencies rounded to a half type would shift far positions, and
+    transformers' `from_pretrained` keeps them whole as well.
+    """
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+    return model
 
 
 def on_meta(model: Retinue) -> list[str]:

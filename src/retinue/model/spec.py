@@ -53,6 +53,8 @@ class RetinueConfig(PreTrainedConfig):
         self.text_config = as_config(text_config) if text_config is not None else None
         self.encoders = {name: as_config(config) for name, config in (encoders or {}).items()}
         self.spec = dict(spec or {})
+        if self.text_config is not None:  # one truth: whether words share a table is the LM's
+            kwargs["tie_word_embeddings"] = bool(self.text_config.tie_word_embeddings)
         super().__init__(**kwargs)
 
     def to_dict(self) -> dict[str, Any]:

@@ -77,6 +77,27 @@ class Patches(ViT):
         return self.net.norm(x_NLD)
 
 
+class Conv(nn.Conv2d):
+    """A convolution with torch's own initialisation, which fits widths of any size."""
+
+
+class Dense(nn.Linear):
+    """A linear layer whose output has the variance of its input, times `gain` squared."""
+
+    def __init__(self, narrow: int, wide: int, *, gain: float = 1.0) -> None:
+        self.gain = gain
+        super().__init__(narrow, wide)
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=self.gain * self.in_features**-0.5)
+        nn.init.zeros_(self.bias)
+
+
+def norm(width: int) -> nn.Module:
+    """Group normalisation (arXiv 1803.08494): no statistics of other pictures."""
+    return nn.GroupNorm(math.gcd(8, width), width)
+
+
 class PatchNet(nn.Module):
     """Stem, positions, blocks and final norm of `Patches`."""
 
@@ -85,9 +106,9 @@ class PatchNet(nn.Module):
         stem: list[nn.Module] = []
         channels, left = 3, config.patch_size
         for width in config.stem:
-            stem += [nn.Conv2d(channels, width, 3, stride=2, padding=1), nn.GELU()]
+            stem += [Conv(channels, width, 3, stride=2, padding=1), norm(width), nn.GELU()]
             channels, left = width, left // 2
-        stem.append(nn.Conv2d(channels, config.hidden_size, left, stride=left))
+        stem.append(Conv(channels, config.hidden_size, left, stride=left))
         self.stem = nn.Sequential(*stem)
         self.blocks = nn.ModuleList(PatchBlock(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.LayerNorm(config.hidden_size)
@@ -109,9 +130,10 @@ class PatchBlock(nn.Module):
         width = config.hidden_size
         self.heads = config.num_attention_heads
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up = nn.Linear(width, config.intermediate_size)
-        self.down = nn.Linear(config.intermediate_size, width)
+        calm = (2 * config.num_hidden_layers) ** -0.5  # what leaves a block adds up
+        self.qkv, self.out = Dense(width, 3 * width), Dense(width, width, gain=calm)
+        self.up = Dense(width, config.intermediate_size)
+        self.down = Dense(config.intermediate_size, width, gain=calm)
 
     def forward(self, x_NLD: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """(N, L, D) -> (N, L, D); all tokens see all (the mask argument keeps the common call)."""
