@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import (
@@ -152,6 +153,8 @@ def test_half_a_module_keeps_the_half_it_has(tmp_path: Path) -> None:
 def test_whole_folder_is_read_bit_for_bit_and_buffers_are_right(tmp_path: Path) -> None:
     first = build_model(fits(config()), seed=1).eval()
     first.save_pretrained(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert set(file.keys()) == set(first.state_dict())
     loaded = Retinue.from_pretrained(tmp_path)
     for name, tensor in first.state_dict().items():
         assert torch.equal(tensor, loaded.state_dict()[name]), name

@@ -181,6 +181,15 @@ class Retinue(Generation, PreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, value: nn.Module) -> None:
         self.lm.set_submodule(self.lm.head_name, value)  # type: ignore[arg-type]
 
+    def save_pretrained(
+        self, *args: Any, save_original_format: bool = False, **kwargs: Any
+    ) -> None:
+        """As transformers', under the names of `state_dict`: one folder, one set of keys.
+
+        transformers would otherwise write some backbones under the names of their first releases.
+        """
+        super().save_pretrained(*args, save_original_format=save_original_format, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Our own leaves initialise themselves; all else follows transformers' common rule.
