@@ -129,7 +129,7 @@ def chosen(template: str | dict[str, Any] | Template) -> str | dict[str, Any]:
 def default_template(opened: Opened, tokenizer: Tokenizer) -> str | dict[str, Any]:
     """The folder's own chat template if it can be used, else its architecture's documented one."""
     if opened.format.startswith("hf"):
-        own = _chat_template(tokenizer)
+        own = _chat_template(tokenizer, opened)
         if own is not None:
             return own
     if opened.default is None:
@@ -147,12 +147,14 @@ def default_template(opened: Opened, tokenizer: Tokenizer) -> str | dict[str, An
     return str(fields["name"]) if set(fields) == {"name"} else fields
 
 
-def _chat_template(tokenizer: Tokenizer) -> dict[str, Any] | None:
-    """A Jinja template that renders plain strings; those that want lists of parts are no use."""
+def _chat_template(tokenizer: Tokenizer, opened: Opened) -> dict[str, Any] | None:
+    """The folder's Jinja template, if a question comes through it; else None."""
     if tokenizer.chat_template is None:
         return None
+    image = tokenizer.token_of(int(opened.config.spec["image_token_id"]))
     try:
         made = HfTemplate.of(tokenizer)
+        made = made.model_copy(update={"mark": image or made.mark})
         text = made.text([Message(role="user", parts=(Text(text="ping"),))], reply=True)
     except (DataError, ConfigError):
         return None

@@ -20,6 +20,10 @@ NAMES = (
     "vocab.json",
     "merges.txt",
 )
+BESIDE = ("generation_config.json", "chat_template.json", "processor_config.json")
+"""Read for what they say of answers, and not kept: a saved folder says it in its own files."""
+
+CHAT_TEMPLATE = "chat_template.jinja"
 ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -71,7 +75,7 @@ class _Json:
 def read_folder(folder: str | Path) -> dict[str, bytes]:
     """The tokenizer files of a folder, whole. Raises CheckpointError if it has no vocabulary."""
     root = Path(folder)
-    names = (*NAMES, "generation_config.json")
+    names = (*NAMES, *BESIDE)
     files = {name: (root / name).read_bytes() for name in names if (root / name).is_file()}
     if not files.keys() & {"tokenizer.json", "tokenizer.model"}:
         raise CheckpointError(
@@ -113,13 +117,17 @@ def read_facts(files: Mapping[str, bytes], *, where: str = "tokenizer") -> Facts
     for token in listed + added:
         unique.setdefault(token.content, token)
     stop = read("generation_config.json").get("eos_token_id")
+    template, apart = _chat_template(read, files)
+    kept = dict(files)
+    if template is not None and apart:
+        kept[CHAT_TEMPLATE] = template.encode("utf-8")
     return Facts(
-        files={name: data for name, data in files.items() if name in NAMES},
+        files={name: kept[name] for name in NAMES if name in kept},
         config=config,
         roles=roles,
         added=tuple(unique.values()),
         eos_ids=tuple(stop) if isinstance(stop, list) else (() if stop is None else (int(stop),)),
-        chat_template=_chat_template(config, files),
+        chat_template=template,
         where=where,
     )
 
@@ -148,10 +156,25 @@ def _added(value: Any, *, id: int | None = None, special: bool = True) -> Added:
     )
 
 
-def _chat_template(config: Mapping[str, Any], files: Mapping[str, bytes]) -> str | None:
-    if "chat_template.jinja" in files:
-        return files["chat_template.jinja"].decode("utf-8")
-    value = config.get("chat_template")
+def _chat_template(read: _Json, files: Mapping[str, bytes]) -> tuple[str | None, bool]:
+    """The folder's default template, and whether it stands apart from tokenizer_config.json.
+
+    The order is that of transformers 5's processors, then its tokenizers: processor_config.json,
+    chat_template.json (both of older folders), chat_template.jinja, tokenizer_config.json.
+    """
+    for name in ("processor_config.json", "chat_template.json"):
+        value = read(name).get("chat_template")
+        if value:
+            return _default(value), True
+    if CHAT_TEMPLATE in files:
+        return files[CHAT_TEMPLATE].decode("utf-8"), True
+    return _default(read("tokenizer_config.json").get("chat_template")), False
+
+
+def _default(value: Any) -> str | None:
+    """Of several named templates, the one for chats."""
     if isinstance(value, list):
-        value = {entry["name"]: entry["template"] for entry in value}.get("default")
+        value = {entry["name"]: entry["template"] for entry in value}
+    if isinstance(value, Mapping):
+        value = value.get("default")
     return None if value is None else str(value)
