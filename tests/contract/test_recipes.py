@@ -1,9 +1,12 @@
 """Every packaged recipe parses, says what it is, and survives its own dump."""
 
 import re
+import shlex
+from pathlib import Path
 
 import pytest
 
+from retinue.cli.main import run
 from retinue.cli.run_spec import compose_run, run_schema, with_defaults
 from retinue.core.compose import Tree, compose
 from retinue.core.errors import ConfigError
@@ -33,6 +36,32 @@ def test_header_says_what_command_hardware_and_loss(name):
     assert f"retinue train {name}" in header or "retinue quickstart" in header
 
 
+def header_command(text, word):
+    """The command line that a header gives under `Data:` or the like, its lines joined."""
+    found = re.search(rf"^# {word}:(.*(?:\n#   {{6,}}(?!retinue).*)*)", text, re.MULTILINE)
+    return found and shlex.split(found[1].replace("(on one line)", ""), comments=False)
+
+
+DRAWN = {n: w for n, p in TRAINING.items() if (w := header_command(p.read_text("utf-8"), "Data"))}
+
+
+def test_other_tasks_have_recipes():
+    names = {f"tiny/{name}" for name in ("text", "boxes", "poses", "relations", "pictures")}
+    assert names <= set(DRAWN)
+
+
+@pytest.mark.parametrize("name", sorted(DRAWN))
+def test_the_data_command_of_a_header_makes_what_the_recipe_reads(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = [word for word in DRAWN[name] if word != "#"]
+    assert words[:3] == ["retinue", "data", "world"]
+    assert run([*words[1:], "--pictures", "2", "--questions", "2"]) == 0
+    data = compose_run(name)[0].data
+    assert all(Path(source["path"]).is_file() for source in data["data"]["sources"])
+    assert Path(data["model"]["tokenizer"]["from"]).is_dir()
+    assert run(["data", "check", *(source["path"] for source in data["data"]["sources"])]) == 0
+
+
 def test_llava_values_are_the_original_s():
     align, sft, lora = (compose_run(f"llava15-7b/{name}")[1] for name in ("align", "sft", "lora"))
     (stage,) = align.train.stages
@@ -46,9 +75,9 @@ def test_llava_values_are_the_original_s():
     assert stage.optim.lr == 2e-4
     assert (stage.trainable["lm.**"].lora.r, stage.trainable["lm.**"].lora.alpha) == (128, 256)
     assert stage.trainable["connector.**"].full.lr == 2e-5
-    for run in (align, sft, lora):
-        assert run.train.stages[0].epochs == 1
-        assert run.train.stages[0].optim.betas == (0.9, 0.999)
+    for spec in (align, sft, lora):
+        assert spec.train.stages[0].epochs == 1
+        assert spec.train.stages[0].optim.betas == (0.9, 0.999)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -97,7 +97,8 @@ def train(
             ranks=Ranks(),
         )
     except RetinueError as error:
-        write_json(folder / "run.json", {"status": "failed", "error": str(error)})
+        with suppress(OSError):  # a full disk is told as what it stopped
+            write_json(folder / "run.json", {"status": "failed", "error": str(error)})
         raise
 
 
@@ -139,15 +140,19 @@ def sample_answers(data: DataSpec, *, folder: Path, count: int = 8) -> Evaluator
         asked = [pair for pair in picked if pair is not None]
         params = SamplingParams(max_new_tokens=64)
         samples = [sample for sample, _ in asked]
-        texts = {c.number: c.text for c in generate(model, processor, samples, params=params)}
+        made = generate(  # the page shows what it can: broken samples are training's to refuse
+            model, processor, samples, params=params, skipped=lambda *_: None
+        )
+        texts = {completion.number: completion.text for completion in made}
         answers = [
             Answer(
                 question=sample.messages[-1].text.strip(),
-                answer=texts.get(number, ""),
+                answer=texts[number],
                 reference=reference,
                 pictures=[media.source for media in sample.media if isinstance(media.source, str)],
             )
             for number, (sample, reference) in enumerate(asked)
+            if number in texts
         ]
         return Evaluation(answers=answers)
 

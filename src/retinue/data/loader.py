@@ -163,7 +163,7 @@ class _Prepare:
                     examples.append(example)
             if not examples:
                 filler = True
-                examples.append(self._stand_in(key.micro.samples[0]))
+                examples.append(self._stand_in(key.micro.samples[0], skipped))
             if filler:
                 examples = [replace(one, labels=[IGNORE] * len(one.labels)) for one in examples]
             batch = self.processor.collate(examples, train=True, packed=self.spec.packing != "none")
@@ -187,9 +187,9 @@ class _Prepare:
             return None
         return example
 
-    def _stand_in(self, index: int) -> Example:
+    def _stand_in(self, index: int, skipped: list[Skipped]) -> Example:
         """The next sample that works, where all of a micro-batch failed. Its labels are removed."""
-        ignored: list[Skipped] = []
+        ignored = list(skipped)
         for offset in range(1, len(self.samples)):
             example = self._example((index + offset) % len(self.samples), ignored)
             if example is not None:

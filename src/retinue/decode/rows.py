@@ -4,20 +4,42 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from retinue.core.errors import DataError
+from retinue.core.errors import DataError, EnvError
 
 Row = dict[str, Any]
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write indented JSON so that readers see the old file or the new one, never half of one."""
+    """Write indented JSON so that readers see the old file or the new one, never half of one.
+
+    Raises EnvError where the disk refuses.
+    """
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    os.replace(partial, path)
+    try:
+        with writing(path):
+            partial.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", "utf-8")
+            os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns a full or read-only disk into one clear line. Raises EnvError."""
+    try:
+        yield
+    except OSError as error:
+        raise EnvError(
+            "cannot be written",
+            where=str(path),
+            rule=error.strerror or str(error),
+            fix="free some space or choose another folder, then run the same command to go on",
+        ) from error
 
 
 class RowFile:
@@ -28,9 +50,10 @@ class RowFile:
 
     def __init__(self, path: str | Path, *, restart: bool = False) -> None:
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if restart:
-            self.path.unlink(missing_ok=True)
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if restart:
+                self.path.unlink(missing_ok=True)
         self.rows: list[Row] = []
         if self.path.exists():
             self._read()
@@ -57,13 +80,14 @@ class RowFile:
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Write one row through to the file."""
-        with self.path.open("a", encoding="utf-8") as file:
+        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def rewrite(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Replace the contents."""
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        self.path.write_text("".join(lines), "utf-8")
+        with writing(self.path):
+            self.path.write_text("".join(lines), "utf-8")
 
     def settled(self, ids: Iterable[Any], *, skipped: Collection[int] = ()) -> int:
         """How many inputs, in order, are answered or among those `skipped` before an answered one.

@@ -43,6 +43,11 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         _sync(partial)
         partial.chmod(0o777 & ~_umask())
         _swap(partial, folder)
+    except EnvError as error:
+        if error.where is None or not Path(error.where).is_relative_to(partial):
+            raise
+        # of a folder that was being written whole inside this one
+        raise EnvError(error.what, where=str(folder), rule=_kept(folder), fix=error.fix) from error
     except (OSError, SafetensorError) as error:
         raise _env(error, folder) from error
     finally:
@@ -80,15 +85,18 @@ def _env(error: Exception, folder: Path) -> EnvError:
     text = str(error)
     number = error.errno if isinstance(error, OSError) else None
     full = number in NO_ROOM or any(f"os error {code}" in text for code in NO_ROOM)
-    kept = "the previous folder is kept" if folder.exists() else "nothing was left behind"
     if full:
         return EnvError(
             f"no room to write it ({text})",
             where=str(folder),
-            rule=kept,
+            rule=_kept(folder),
             fix="free some space, or choose another disk",
         )
-    return EnvError(f"cannot be written ({text})", where=str(folder), rule=kept)
+    return EnvError(f"cannot be written ({text})", where=str(folder), rule=_kept(folder))
+
+
+def _kept(folder: Path) -> str:
+    return "the previous folder is kept" if folder.exists() else "nothing was left behind"
 
 
 def write_json(file: Path, data: Any) -> None:

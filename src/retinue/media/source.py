@@ -104,7 +104,7 @@ def _open_file(path: Path, *, name: str, limits: Limits) -> BinaryIO:
         file = path.open("rb")
     except FileNotFoundError:
         raise MediaError(
-            f"no such file: {path}",
+            "no such file" if name.endswith(str(path)) else f"no such file: {path}",
             where=name,
             fix="check the path and the image root of the data set",
         ) from None

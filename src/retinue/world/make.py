@@ -101,7 +101,10 @@ def write_split(
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         path.with_suffix(".jsonl").write_text(lines, "utf-8")
     except OSError as error:
-        raise EnvError(f"cannot write the split: {error}", where=str(folder)) from error
+        raise EnvError(
+            f"cannot write the split {name!r}", where=str(error.filename or folder),
+            rule=error.strerror or str(error), fix="free some space or choose another folder",
+        ) from error  # fmt: skip
     return path
 
 
