@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from itertools import islice, zip_longest
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
+from torch import Tensor
 
 from retinue.core.errors import RequestError
 from retinue.model.hf_inputs import grid_to_row
 from retinue.ops.pixels import normalize
 from retinue.text.labels import tokenize
 from retinue.text.parts import on_lines
-from retinue.types import Batch, Example, Media, Message, Part, Sample, Segment, Text
+from retinue.types import Batch, Example, Media, Message, Part, Role, Sample, Segment, Text, Visual
 
 if TYPE_CHECKING:
     from retinue.processor import Processor
@@ -109,47 +111,62 @@ def as_lists(rows: Any) -> list[list[int]]:
 
 
 def message_of(entry: Mapping[str, Any]) -> Message:
-    """One OpenAI- or HF-style message dict -> Message."""
-    content = entry["content"]
+    """One OpenAI- or HF-style message dict -> Message. Raises RequestError for another shape."""
+    role: Any = entry.get("role")
+    content = entry.get("content")
+    if role not in get_args(Role) or not isinstance(content, str | list | tuple):
+        raise RequestError(
+            f"a message {dict(entry)!r:.80}",
+            rule=f"it is {{role, content}}, the role one of {', '.join(get_args(Role))}",
+        )
     if isinstance(content, str):
-        return Message(role=entry["role"], parts=(Text(text=content),))
-    parts: list[Part] = []
-    for part in content:
-        if part["type"] == "text":
-            parts.append(Text(text=part["text"]))
-            continue
-        url = part.get("image_url")
-        source = part.get("image") or part.get("path") or part.get("url") or url
+        return Message(role=role, parts=(Text(text=content),))
+    return Message(role=role, parts=tuple(on_lines([part_of(part) for part in content])))
+
+
+def part_of(part: Any) -> Part:
+    """One entry of a message's content list."""
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind == "text" and isinstance(part.get("text"), str):
+        return Text(text=part["text"])
+    if kind in ("image", "image_url"):
+        named = (part.get(key) for key in ("image", "path", "url", "image_url"))
+        source = next((value for value in named if value is not None), None)
         if isinstance(source, Mapping):
             source = source.get("url")
-        if part["type"] not in ("image", "image_url") or source is None:
-            raise RequestError(
-                f"a message part {dict(part)!r:.80}",
-                rule="parts are {type: text, text} or {type: image, image: path, URL or picture}",
-            )
-        parts.append(Media(source=source))
-    return Message(role=entry["role"], parts=tuple(on_lines(parts)))
+        if source is not None:
+            return Media(source=source)
+    shown = dict(part) if isinstance(part, Mapping) else part
+    raise RequestError(
+        f"a message part {shown!r:.80}",
+        rule="parts are {type: text, text} or {type: image, image: path, URL or picture}",
+    )
 
 
 def deal(prompts: Sequence[str], images: Any) -> list[list[Any]]:
-    """Which pictures belong to which prompt, by their `<image>` marks."""
+    """Which pictures belong to which prompt, by their `<image>` marks.
+
+    images: one, a flat list over all prompts, or a list per prompt.
+    """
     wanted = [prompt.count(IMAGE) for prompt in prompts]
-    if images is None:
-        flat: list[Any] = []
-    elif isinstance(images, list | tuple) and images and isinstance(images[0], list | tuple):
-        flat = [picture for own in images for picture in own]
-    else:
-        flat = list(images) if isinstance(images, list | tuple) else [images]
+    if isinstance(images, list | tuple) and images and isinstance(images[0], list | tuple):
+        dealt = [list(own) for own in images]
+        for row, (need, own) in enumerate(zip_longest(wanted, dealt)):
+            if need != (None if own is None else len(own)):
+                raise RequestError(
+                    f"{need or 0} {IMAGE} marks in prompt {row} for {len(own or [])} pictures",
+                    rule=f"every picture needs one {IMAGE} in the text",
+                )
+        return dealt
+    flat: list[Any] = list(images) if isinstance(images, list | tuple) else [images]
+    flat = [] if images is None else flat
     if sum(wanted) != len(flat):
         raise RequestError(
             f"{sum(wanted)} {IMAGE} marks for {len(flat)} pictures",
             rule=f"every picture needs one {IMAGE} in the text",
         )
-    dealt, at = [], 0
-    for count in wanted:
-        dealt.append(flat[at : at + count])
-        at += count
-    return dealt
+    pictures = iter(flat)
+    return [list(islice(pictures, count)) for count in wanted]
 
 
 def hf_inputs(processor: Processor, batch: Batch) -> Any:
@@ -161,11 +178,7 @@ def hf_inputs(processor: Processor, batch: Batch) -> Any:
         "attention_mask": (batch.segments > 0).long(),
     }
     if batch.visual is not None:
-        shape = next(iter(processor.plan.shapes.values()))
-        pixels = normalize(
-            batch.visual.pixels[shape.stream], mean=shape.mean, std=shape.std, dtype=torch.float32
-        )
-        views = list(pixels.split(batch.visual.num_views))
+        views = list(final_pixels(processor, batch.visual).split(batch.visual.num_views))
         most = max(len(view) for view in views)
         data["pixel_values"] = torch.stack(
             [torch.cat([view, view.new_zeros(most - len(view), *view.shape[1:])]) for view in views]
@@ -173,3 +186,21 @@ def hf_inputs(processor: Processor, batch: Batch) -> Any:
         rows = [grid_to_row(grid) for grid in batch.visual.grids]
         data["image_grids"] = torch.tensor(rows)
     return BatchFeature(data)
+
+
+def final_pixels(processor: Processor, visual: Visual) -> Tensor:
+    """(N, C, H, W), normalised; as uint8 where encoders of one stream normalise differently.
+
+    Raises RequestError for a model of several streams, which one tensor cannot hold.
+    """
+    shapes = list(processor.plan.shapes.values())
+    if len({shape.stream for shape in shapes}) > 1:
+        raise RequestError(
+            f"pictures in the streams {sorted(visual.pixels)}",
+            rule="pixel_values holds one stream",
+            fix="call processor(samples) and model.run(batch)",
+        )
+    first, pixels = shapes[0], visual.pixels[shapes[0].stream]
+    if any((shape.mean, shape.std) != (first.mean, first.std) for shape in shapes):
+        return pixels
+    return normalize(pixels, mean=first.mean, std=first.std, dtype=torch.float32)
