@@ -217,11 +217,16 @@ def padded(examples: Sequence[Example], model: Retinue, *, dtype: torch.dtype) -
         "labels": labels,
     }
     if batch.visual is not None:
-        shape = model.plan.shapes["clip"]
-        inputs["pixel_values"] = normalize(
-            batch.visual.pixels["rgb"], mean=shape.mean, std=shape.std, dtype=dtype
-        )
+        inputs["pixel_values"] = pixels(batch, model, dtype=dtype)
     return inputs
+
+
+def pixels(batch: Batch, model: Retinue, *, dtype: torch.dtype) -> Tensor:
+    """The pictures of a batch as transformers' processor gives them."""
+    assert batch.visual is not None
+    shape = model.plan.shapes["clip"]
+    levels = batch.visual.pixels["rgb"]
+    return normalize(levels, mean=shape.mean, std=shape.std, dtype=dtype)
 
 
 def counts(examples: Sequence[Example]) -> dict[str, int]:

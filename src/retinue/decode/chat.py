@@ -18,6 +18,7 @@ from retinue.decode.prompt import (
 )
 from retinue.decode.sampling import SamplingParams
 from retinue.media.source import Source
+from retinue.model.lm.fused import inference_twin
 from retinue.processor import Processor
 from retinue.text.template import Template
 from retinue.types import Media, Message, Sample, Text
@@ -44,7 +45,7 @@ class Chat:
         system: str | None = None,
         budget: int | None = None,
     ) -> None:
-        self.model, self.processor = model, with_template(processor, template)
+        self.model, self.processor = inference_twin(model), with_template(processor, template)
         self.params = params or SamplingParams()
         self.system, self.budget = system, budget
         self.messages: list[Message] = []

@@ -11,6 +11,7 @@ from retinue.core.seed import stream_seed
 from retinue.decode.loop import Completion, Runner, complete
 from retinue.decode.prompt import device_of, end_ids, with_stops, within_room
 from retinue.decode.sampling import SamplingParams
+from retinue.model.lm.fused import inference_twin
 from retinue.processor import Processor
 from retinue.types import Example, Sample
 
@@ -49,6 +50,7 @@ def generate(
     errors are raised (DataError, MediaError, RequestError for a prompt that leaves no room).
     """
     params = with_stops(params or SamplingParams(), processor)
+    model = inference_twin(model)
     numbered = enumerate(samples)
     settled = 0
     while window := list(islice(numbered, batch_size * WINDOW)):

@@ -79,7 +79,8 @@ def choose_all(samplers: Sequence[Sampler], logits_BV: Tensor) -> list[int]:
     """The next id of every row; all rows that only want the likeliest share one reduction."""
     likeliest: list[int] = []
     if any(sampler.params.plain for sampler in samplers):
-        likeliest = logits_BV.argmax(-1).tolist()
+        # as argmax, but several times faster on a CPU
+        likeliest = logits_BV.float().max(-1).indices.tolist()
     chosen: list[int] = []
     for row, sampler in enumerate(samplers):
         if sampler.params.plain:
