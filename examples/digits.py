@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -55,12 +56,12 @@ def verb(*arguments: object) -> None:
         raise SystemExit(code)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Read handwritten digits.")
     parser.add_argument("folder", type=Path, nargs="?", default=Path("runs/digits"))
     parser.add_argument("--count", type=int, default=1797, help="Scans to use.")
     parser.add_argument("--epochs", type=int, default=20)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     folder, images = options.folder, options.folder / "images"
     write_data(folder, count=options.count)
     verb("data", "check", folder / "train.json", "--media-root", images)
