@@ -199,10 +199,17 @@ class Processor(HFProcessing):
         examples = [self.example(sample, train=train) for sample in samples]
         return self.collate(examples, train=train, pad_side=pad_side)
 
-    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
-        """Text of generated ids."""
+    def decode(
+        self,
+        ids: Sequence[int],
+        *,
+        skip_special: bool = True,
+        skip_special_tokens: bool | None = None,
+    ) -> str:
+        """Text of generated ids; skip_special_tokens is transformers' name of skip_special."""
+        skip = skip_special if skip_special_tokens is None else skip_special_tokens
         kept = [int(i) for i in ids if int(i) != self.image_id]
-        return self.tokenizer.decode(kept, skip_special=skip_special)
+        return self.tokenizer.decode(kept, skip_special=skip)
 
     # ------------------------------------------------------------------ files
 

@@ -71,21 +71,30 @@ class HFProcessing:
 
     def apply_chat_template(
         self: Any,
-        conversation: Sequence[Mapping[str, Any]],
+        conversation: Sequence[Any],
         *,
         add_generation_prompt: bool = False,
         tokenize: bool = False,
         return_dict: bool = False,
         return_tensors: str = "pt",
     ) -> Any:
-        """Render OpenAI-style messages with the model's template; tokenize=True encodes."""
-        messages = [message_of(entry) for entry in conversation]
-        segments = self.template.render(messages, reply=add_generation_prompt)
-        prompt = "".join(IMAGE if s.media is not None else s.text for s in segments)
+        """Render OpenAI-style messages with the model's template; tokenize=True encodes.
+
+        conversation: one list of messages, or a list of such lists, which gives a list of texts.
+        """
+        several = bool(conversation) and not isinstance(conversation[0], Mapping)
+        chats = [
+            [message_of(entry) for entry in chat]
+            for chat in (conversation if several else [conversation])
+        ]
+        prompts = [
+            "".join(IMAGE if s.media is not None else s.text for s in segments)
+            for segments in (self.template.render(c, reply=add_generation_prompt) for c in chats)
+        ]
         if not tokenize:
-            return prompt
-        pictures = [media.source for message in messages for media in message.media]
-        inputs = self(text=[prompt], images=[pictures], return_tensors=return_tensors)
+            return prompts if several else prompts[0]
+        pictures = [[media.source for message in c for media in message.media] for c in chats]
+        inputs = self(text=prompts, images=pictures, return_tensors=return_tensors)
         return inputs if return_dict else inputs["input_ids"]
 
     def batch_decode(self: Any, rows: Any, skip_special_tokens: bool = True, **_: Any) -> list[str]:

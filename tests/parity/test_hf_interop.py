@@ -16,6 +16,8 @@ from transformers import (
     AutoProcessor,
     LogitsProcessor,
     LogitsProcessorList,
+    Trainer,
+    TrainingArguments,
 )
 
 import retinue
@@ -304,7 +306,7 @@ def gradients(model: Any, inputs: Any) -> dict[str, torch.Tensor]:
 def test_gradient_checkpointing_changes_no_gradient(model: Any, inputs: Any) -> None:
     net = copy.deepcopy(model)
     plain = gradients(net, inputs)
-    net.gradient_checkpointing_enable()
+    net.activation_checkpointing_enable()
     runs = []
     net.lm.layers[0].mlp.register_forward_pre_hook(lambda *_: runs.append(1))
     again = gradients(net, inputs)
@@ -354,3 +356,54 @@ def test_plans_of_the_language_model_stand_under_its_prefix(model: Any) -> None:
         own = pattern.replace("*", "0")
         assert own in names, pattern
     assert model._no_split_modules == {"LlamaDecoderLayer"}
+
+
+def test_trainer_steps_and_its_checkpoint_loads(
+    folder: Path, processor: Any, tmp_path: Path
+) -> None:
+    """Two accumulated micro-batches are one batch of both: Trainer hands over the target count."""
+    net: Any = AutoModelForImageTextToText.from_pretrained(folder)
+    rows = []
+    for text, pictures in zip(TEXTS, PICTURES, strict=True):
+        row = dict(processor(text=text, images=[pictures]))
+        labels = row["input_ids"].clone()
+        labels[(labels == net.plan.spec.image_token_id) | (labels < 3)] = -100
+        rows.append({**row, "labels": labels})
+    rows[1]["labels"][:, -2:] = -100  # rows of different weight
+
+    def collate(picked: list[dict[str, Any]]) -> dict[str, Any]:
+        (row,) = picked
+        return row
+
+    trainer = Trainer(
+        net,
+        TrainingArguments(
+            output_dir=str(tmp_path),
+            per_device_train_batch_size=1,
+            gradient_accumulation_steps=2,
+            max_steps=1,
+            learning_rate=0.1,
+            optim="sgd",
+            max_grad_norm=0.0,
+            lr_scheduler_type="constant",
+            use_cpu=True,
+            report_to=[],
+            remove_unused_columns=False,
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+        ),
+        train_dataset=rows,
+        data_collator=collate,
+    )
+    trainer.train()
+    own: Any = AutoModelForImageTextToText.from_pretrained(folder)
+    optimizer = torch.optim.SGD(own.parameters(), lr=0.1)
+    count = sum(int((row["labels"][:, 1:] != -100).sum()) for row in rows)
+    for row in rows:
+        own(**row, num_items_in_batch=count).loss.backward()
+    optimizer.step()
+    for (name, one), other in zip(net.named_parameters(), own.parameters(), strict=True):
+        torch.testing.assert_close(one, other, **CLOSE, msg=name)
+    saved: Any = AutoModelForImageTextToText.from_pretrained(tmp_path / "checkpoint-1")
+    for (name, one), other in zip(net.named_parameters(), saved.parameters(), strict=True):
+        assert torch.equal(one, other), name

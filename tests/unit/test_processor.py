@@ -249,6 +249,30 @@ def test_two_streams_do_not_fit_one_tensor() -> None:
         processor(text="<image>\nwhat?", images=picture())
 
 
+def test_chats_in_a_list_are_rows() -> None:
+    chats = [
+        [{"role": "user", "content": "how many?"}],
+        [{"role": "user", "content": [{"type": "image", "image": picture()}]}],
+    ]
+    texts = PROCESSOR.apply_chat_template(chats, add_generation_prompt=True)
+    alone = [PROCESSOR.apply_chat_template(c, add_generation_prompt=True) for c in chats]
+    assert texts == alone
+    found = PROCESSOR.apply_chat_template(
+        chats, add_generation_prompt=True, tokenize=True, return_dict=True
+    )
+    called = PROCESSOR(text=alone, images=[[], [picture()]])
+    assert torch.equal(found["input_ids"], called["input_ids"])
+    assert found["pixel_values"].shape[0] == 1
+
+
+def test_decode_by_either_name() -> None:
+    ids = PROCESSOR(text="<image>what?", images=picture())["input_ids"][0]
+    assert PROCESSOR.decode(ids) == PROCESSOR.decode(ids, skip_special_tokens=True) == "what?"
+    shown = PROCESSOR.decode(ids, skip_special_tokens=False)
+    assert shown == PROCESSOR.decode(ids, skip_special=False) == "<s>what?"
+    assert PROCESSOR.batch_decode(ids[None]) == ["what?"]
+
+
 def test_text_only() -> None:
     found = PROCESSOR(text="what?")
     assert set(found) == {"input_ids", "attention_mask"}
