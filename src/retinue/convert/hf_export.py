@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from retinue.convert.detect import TOWERS
 from retinue.convert.hf import LINEAR, base_prefix
 from retinue.convert.keymap import KeyMap, Rule
 from retinue.convert.llava_export import text_dict
@@ -42,6 +43,11 @@ def export_hf(
     """
     spec = ModelSpec.parse(config.spec, where="model")
     name = encoder_of(spec)
+    if config.encoders[name].model_type not in TOWERS:
+        raise refuse(
+            f"an encoder {spec.encoders[name].kind!r}",
+            f"the format's tower is one of {', '.join(sorted(TOWERS))}",
+        )
     takes, bias = _takes(spec)
     kind = _kind(spec, processor)
     whole = takes[0]["prefix"]
