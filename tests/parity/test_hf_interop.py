@@ -131,6 +131,8 @@ def test_wrong_number_of_placeholders_is_said(model: Any, inputs: Any) -> None:
     fewer["image_grids"] = inputs["image_grids"][:1]
     with pytest.raises(RequestError, match="placeholders for 1 pictures"):
         model(**fewer)
+    with pytest.raises(RequestError, match="no pixel_values"):
+        model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
 
 
 # ------------------------------------------------------------------ generate

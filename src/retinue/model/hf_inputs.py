@@ -72,6 +72,13 @@ def visual_from_hf(
 ) -> Visual | None:
     """Pictures of a padded batch; each takes the next placeholders in reading order."""
     if pixel_values is None:
+        # one new id alone may be the model's own word
+        if ids_BT.shape[1] > 1 and bool((ids_BT == plan.spec.image_token_id).any()):
+            raise RequestError(
+                "input_ids hold image placeholders, and there are no pixel_values",
+                rule=f"each id {plan.spec.image_token_id} stands for a visual token",
+                fix="pass all that the processor returned: model(**inputs)",
+            )
         return None
     streams = {shape.stream for shape in plan.shapes.values()} or {"rgb"}
     pixels_NCHW = pixel_values.flatten(0, 1) if pixel_values.ndim == 5 else pixel_values
