@@ -107,7 +107,7 @@ def test_every_two_shapes_look_different_at_64_pixels(small: bool) -> None:
         for other in SHAPES:
             if one < other:
                 difference = ImageChops.difference(pictures[one], pictures[other])
-                changed = sum(difference.getdata()) / 255
+                changed = sum(difference.tobytes()) / 255
                 assert changed > 0.08 * side**2, (one, other, changed / side**2)
 
 

@@ -28,7 +28,7 @@ def prepare(model: Any, *, compute: ComputeSpec) -> None:
         if not any(parameter.requires_grad for parameter in encoder.parameters()):
             encoder.eval()
     if compute.activation == "full":
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     if compute.compile:
         for layer in model.lm.layers:
             layer.compile(dynamic=True)
