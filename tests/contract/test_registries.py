@@ -2,6 +2,8 @@
 
 import ast
 import importlib
+import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,11 @@ from retinue.core.spec import Spec
 
 SRC = Path(retinue.__file__).parent
 SEAMS = {"encoders", "connectors", "layouts", "fusions"}
+SOURCED = {*SEAMS, "templates", "scorers"}
+SOURCE = re.compile(
+    r"arXiv\s+\d{4}\.\d{4,5}|https?://|[\w-]+/LLaVA|cocodataset\.org|"
+    r"convention of transformers|[Oo]ur own"
+)
 ENTRIES = [
     (family, name)
     for family, place in FAMILIES.items()
@@ -52,11 +59,17 @@ def test_seam_has_a_spec_that_knows_its_kind(family, name):
     assert field.default == name or name in getattr(field.annotation, "__args__", ())
 
 
-@pytest.mark.parametrize("name", [n for f, n in ENTRIES if f == "encoders"])
-def test_encoder_names_its_source(name):
-    value = load(FAMILIES["encoders"]).get(name)
-    text = (value.__doc__ or "") + (importlib.import_module(value.__module__).__doc__ or "")
-    assert any(word in text for word in ("arXiv", "http", "paper", "Source", "Vaswani", "et al."))
+@pytest.mark.parametrize(
+    ("family", "name"), [e for e in ENTRIES if e[0] in SOURCED], ids=lambda value: value
+)
+def test_entry_names_its_source(family, name):
+    """A paper, a public repository or site, or that it is our own."""
+    value = load(FAMILIES[family]).get(name)
+    own = value if inspect.isclass(value) or inspect.isfunction(value) else type(value)
+    documented = [own.__doc__ or ""]
+    if not inspect.isfunction(own):  # a file of scorers has one heading for all
+        documented.append(importlib.import_module(own.__module__).__doc__ or "")
+    assert any(SOURCE.search(text) for text in documented), f"{family} {name}: where is it from?"
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))

@@ -18,7 +18,7 @@ _FORMS = (
 def choice(prediction: str, references: Sequence[str]) -> dict[str, float]:
     """The letter that the answer names, or the text of the option, equals a reference.
 
-    The forms are those that ScienceQA's answers take (Lu et al. 2022): a letter alone or followed
+    The forms are those that ScienceQA's answers take (arXiv 2209.09513): a letter alone or followed
     by text, `The answer is B.`, a letter in brackets. References: the letter, and if wished the
     option's text as another one.
     """

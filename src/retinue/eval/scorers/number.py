@@ -19,7 +19,7 @@ _TOKEN = re.compile(rf"-?\d[\d,]*(?:\.\d+)?|\b(?:{'|'.join(WORDS)})\b")
 def number(prediction: str, references: Sequence[str]) -> dict[str, float]:
     """The first number of the answer equals the reference's; `within5`: at most 5 % off.
 
-    The 5 % are ChartQA's relaxed accuracy (Masry et al. 2022, section 5); zero must be met exactly.
+    The 5 % are ChartQA's relaxed accuracy (arXiv 2203.10244, section 5); zero must be met exactly.
     """
 
     def score(wanted: str) -> dict[str, float]:

@@ -13,7 +13,7 @@ THRESHOLDS = tuple(0.5 + 0.05 * step for step in range(10))
 
 
 def iou(prediction: str, references: Sequence[str]) -> dict[str, float]:
-    """Overlap of the first box, and `iou50`: accuracy at 0.5 (RefCOCO, Yu et al. 2016).
+    """Overlap of the first box, and `iou50`: accuracy at 0.5 (RefCOCO, arXiv 1608.00272).
 
     The first bracket counts, or what stands before a closing one; no box at all overlaps nothing.
     """
@@ -30,8 +30,9 @@ def iou(prediction: str, references: Sequence[str]) -> dict[str, float]:
 def det(prediction: str, references: Sequence[str]) -> dict[str, float]:
     """Average precision over IoU 0.50:0.05:0.95 as COCO computes it (101 recall points).
 
-    Text carries no confidences: the order of the answer is the ranking, and the average is over
-    one picture's boxes. `f1` is at IoU 0.5.
+    Source: COCO's detection task (arXiv 1405.0312). Text carries no confidences:
+    the order of the answer is the ranking, and the average is over one picture's boxes. `f1` is at
+    IoU 0.5.
     """
     found = boxes.parse_boxes(prediction)
 
@@ -49,7 +50,11 @@ def det(prediction: str, references: Sequence[str]) -> dict[str, float]:
 
 
 def grounded(prediction: str, references: Sequence[str]) -> dict[str, float]:
-    """F1 of `<p>phrase</p>[box]` pairs: the phrases are equal and the boxes overlap by >= 0.5."""
+    """F1 of `<p>phrase</p>[box]` pairs: the phrases are equal and the boxes overlap by >= 0.5.
+
+    The notation is near that of Kosmos-2 (arXiv 2306.14824), the overlap that of Flickr30k
+    Entities (arXiv 1505.04870); counting both directions as F1 is our own choice.
+    """
     found = _phrases(prediction)
 
     def score(reference: str) -> dict[str, float]:

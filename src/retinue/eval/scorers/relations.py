@@ -12,8 +12,8 @@ from retinue.eval.scorers.words import normalise
 def relations(prediction: str, references: Sequence[str]) -> dict[str, float]:
     """F1 of the set of triples, separated by `;` or line ends, each compared as normalised text.
 
-    Precision and recall of triples are the measures of visual relation detection (Lu et al. 2016);
-    here without a ranking, since text carries no confidences.
+    Precision and recall of triples are the measures of visual relation detection (arXiv
+    1608.00187); here without a ranking, since text carries no confidences.
     """
     found = triples(prediction)
 

@@ -16,14 +16,17 @@ def normalise(text: str) -> str:
 
 
 def exact(prediction: str, references: Sequence[str]) -> dict[str, float]:
-    """Equality after `normalise`; the short-answer metric of GQA (Hudson and Manning 2019)."""
+    """Equality after `normalise`; the short-answer metric of GQA (arXiv 1902.09506)."""
     return best(
         references, lambda wanted: {"exact": float(normalise(prediction) == normalise(wanted))}
     )
 
 
 def contains(prediction: str, references: Sequence[str]) -> dict[str, float]:
-    """Whether the words of a reference stand in the answer side by side, whole words only."""
+    """Whether the words of a reference stand in the answer side by side, whole words only.
+
+    Our own rule: the usual substring test, narrowed so that "cat" is not found in "category".
+    """
 
     def score(wanted: str) -> dict[str, float]:
         words, inner = _words(prediction), _words(wanted)
@@ -36,7 +39,7 @@ def contains(prediction: str, references: Sequence[str]) -> dict[str, float]:
 def text(prediction: str, references: Sequence[str]) -> dict[str, float]:
     """Edit similarity 1 - d / longest, without case; `anls` drops values below 0.5.
 
-    ANLS: Biten et al. 2019, Scene Text Visual Question Answering, section 4.
+    ANLS: Biten et al. 2019, Scene Text Visual Question Answering (arXiv 1905.13648), section 4.
     """
 
     def score(wanted: str) -> dict[str, float]:
@@ -53,7 +56,10 @@ def text(prediction: str, references: Sequence[str]) -> dict[str, float]:
 
 
 def caption(prediction: str, references: Sequence[str]) -> dict[str, float]:
-    """F1 of the words, each counted as often as it occurs (the token F1 of SQuAD), and equality."""
+    """F1 of the words, each counted as often as it occurs (the token F1 of SQuAD), and equality.
+
+    Source: Rajpurkar et al. 2016 (arXiv 1606.05250), section 6.1, without its removal of articles.
+    """
 
     def score(wanted: str) -> dict[str, float]:
         words, inner = _words(prediction), _words(wanted)

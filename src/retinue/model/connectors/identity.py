@@ -14,7 +14,7 @@ class IdentitySpec(UnarySpec):
 
 
 class Identity(Unary):
-    """Its operand unchanged (LLaVA's projector type `identity`)."""
+    """Its operand unchanged (LLaVA's projector type `identity`, haotian-liu/LLaVA)."""
 
     Spec: ClassVar[type[ConnectorSpec]] = IdentitySpec
 

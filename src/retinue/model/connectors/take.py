@@ -48,7 +48,10 @@ class TakeSpec(ConnectorSpec):
 
 
 class Take(Connector):
-    """One encoder layer; `prefix: false` drops class and register tokens (LLaVA `patch`)."""
+    """One encoder layer; `prefix: false` drops class and register tokens (LLaVA `patch`).
+
+    Source: LLaVA's `mm_vision_select_layer` and `mm_vision_select_feature` (arXiv 2304.08485).
+    """
 
     Spec: ClassVar[type[ConnectorSpec]] = TakeSpec
     spec: TakeSpec

@@ -55,7 +55,7 @@ class NewlineSpec(LayoutSpec):
 class Newline(Layout):
     """Overview, then the plane of tiles, unpadded, each row ended (LLaVA-NeXT `spatial_unpad`).
 
-    Reference: LLaVA-NeXT blog and repository (haotian-liu/LLaVA, prepare of anyres features).
+    Source: LLaVA-NeXT (Liu et al. 2024, its blog post and haotian-liu/LLaVA's anyres features).
     """
 
     Spec: ClassVar[type[LayoutSpec]] = NewlineSpec

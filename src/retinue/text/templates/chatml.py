@@ -1,4 +1,8 @@
-"""`<|im_start|>role ... <|im_end|>`: LLaVA's MPT style, and ChatML proper."""
+"""`<|im_start|>role ... <|im_end|>`: LLaVA's MPT style, and ChatML proper.
+
+Source: conversation versions of LLaVA (arXiv 2304.08485, haotian-liu/LLaVA); OpenAI's ChatML format
+as the chat templates of MPT, Nous-Hermes and Qwen have it.
+"""
 
 from __future__ import annotations
 

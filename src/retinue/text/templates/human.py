@@ -1,4 +1,7 @@
-"""`###Human: ... ###Assistant: ...`: LLaVA's SINGLE style, and its form in training."""
+"""`###Human: ... ###Assistant: ...`: LLaVA's SINGLE style, and its form in training.
+
+Source: conversation versions of LLaVA (arXiv 2304.08485, haotian-liu/LLaVA), after Vicuna v0.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""`[INST] ... [/INST] ... </s>`: LLaMA-2's dialect and Mistral's."""
+"""`[INST] ... [/INST] ... </s>`: LLaMA-2's dialect and Mistral's.
+
+Source: LLaMA-2 (arXiv 2307.09288, its released chat code), Mistral 7B (arXiv 2310.06825), and the
+conversation versions of LLaVA that use them (haotian-liu/LLaVA).
+"""
 
 from __future__ import annotations
 

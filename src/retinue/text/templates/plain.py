@@ -1,4 +1,7 @@
-"""Image and caption, nothing else: LLaVA's PLAIN style, for aligning a connector."""
+"""Image and caption, nothing else: LLaVA's PLAIN style, for aligning a connector.
+
+Source: stage 1 of LLaVA (arXiv 2304.08485, section 4.2; haotian-liu/LLaVA).
+"""
 
 from __future__ import annotations
 

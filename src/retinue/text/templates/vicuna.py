@@ -1,4 +1,8 @@
-"""`USER: ... ASSISTANT: ...</s>`: LLaVA's TWO style, Vicuna's dialect."""
+"""`USER: ... ASSISTANT: ...</s>`: LLaVA's TWO style, Vicuna's dialect.
+
+Source: Vicuna v1.1 (Chiang et al. 2023, FastChat), conversation versions of LLaVA-1.5
+(arXiv 2310.03744, haotian-liu/LLaVA).
+"""
 
 from __future__ import annotations
 
