@@ -81,6 +81,13 @@ def store(tmp_path_factory):
     os.truncate(weights, weights.stat().st_size // 2)
     shutil.copytree(root / "model", root / "headless")
     (root / "headless/config.json").write_text("{broken", "utf-8")
+    for name, change in (("mistyped", {"hidden_size": "x"}), ("lacking", None), ("unprepared", {})):
+        shutil.copytree(root / "model", root / name)
+        file = root / name / "config.json"
+        config = json.loads(file.read_text("utf-8"))
+        config["text_config"] = change if change is None else {**config["text_config"], **change}
+        file.write_text(json.dumps(config), "utf-8")
+    (root / "unprepared/processor.json").unlink()
     (root / "empty").mkdir()
     (root / "letters").mkdir()
     (root / "letters/readme.txt").write_text("hello", "utf-8")
@@ -309,6 +316,10 @@ COMMANDS = {
     "world size": (["data", "world", "w", "max_objects=12"], ["max_objects"]),
     "convert format": (["convert", "model", "new", "--to", "llava"], ["llava", "'patches'"]),
     "build parts": (["build", "my.yaml", "new", "model.from=null"], ["my.yaml", "model"]),
+    "build here": (["build", "my.yaml", "."], ["only a model's folder is replaced"]),
+    "train into a file": (["train", "my.yaml", "--out", "0.png"], ["0.png", "check the path"]),
+    "draw into a file": (["data", "world", "0.png"], ["0.png", "check the path"]),
+    "resume": (["train", "my.yaml", "checkpoint.resume=gone"], ["gone", "checkpoint.resume"]),
 }
 """What is wrong -> the command line, and what the line must say; all end with 2."""
 
@@ -354,6 +365,9 @@ MODELS = {
     "letters": ("letters", ["letters", "no"]),
     "broken config": ("headless", ["config.json"]),
     "truncated": ("truncated", ["model.safetensors", "expected", "found"]),
+    "wrong type": ("mistyped", ["mistyped/config.json", "hidden_size"]),
+    "lacking part": ("lacking", ["lacking/config.json", "text_config"]),
+    "no processor": ("unprepared", ["unprepared/processor.json"]),
 }
 
 

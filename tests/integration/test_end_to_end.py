@@ -206,3 +206,9 @@ def test_quickstart_at_a_small_size(tmp_path, monkeypatch, capsys):
     assert (
         run(["chat", "quickstart/run/model", "--image", "quickstart/fresh.png", "--ask", "?"]) == 0
     )
+    change = [
+        "model={from: quickstart/run/model}",
+        "data.sources.0.path=quickstart/data/train.json",
+    ]
+    assert run(["train", "tiny/boxes", *change, "stages.learn.steps=1", "--out", "more"]) == 0
+    assert (tmp_path / "more/model/model.safetensors").is_file()

@@ -156,8 +156,23 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
     for text in ("old", "new"):
         with whole_folder(tmp_path / "m") as partial:
             (partial / text).write_text(text)
-    assert [path.name for path in (tmp_path / "m").iterdir()] == ["new"]
+            (partial / "config.json").write_text("{}")
+    assert {path.name for path in (tmp_path / "m").iterdir()} == {"new", "config.json"}
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_folders_of_others_are_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "home/model").mkdir(parents=True)
+    (tmp_path / "home/letter.txt").write_text("dear")
+    (tmp_path / "home/model/config.json").write_text("{}")
+    for folder, work in (("home", "."), ("home/model", "home/model"), ("home", "home/model")):
+        monkeypatch.chdir(tmp_path / work)
+        refused = pytest.raises(CheckpointError, match="only a model's folder is replaced")
+        with refused, whole_folder(tmp_path / folder):
+            pass
+    assert (tmp_path / "home/letter.txt").read_text() == "dear"
 
 
 def test_an_empty_writer_still_writes_a_file(tmp_path: Path) -> None:

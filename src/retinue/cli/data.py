@@ -58,6 +58,7 @@ def check(
     else:
         Console().print(found)
     if report is not None:
+        report.parent.mkdir(parents=True, exist_ok=True)
         report.write_text(json.dumps(found.json(), indent=2, ensure_ascii=False), "utf-8")
     if not found.ok:
         raise typer.Exit(DataError.exit_code)
@@ -94,6 +95,7 @@ def show(
         )
     from retinue.data.show import show_html
 
+    out.parent.mkdir(parents=True, exist_ok=True)
     show_html(samples, processor, out=out, title=source)
     note(f"open {out}")
 

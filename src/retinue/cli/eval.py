@@ -62,7 +62,7 @@ def evaluate(
     dtype: opt.Dtype = "auto",
 ) -> None:
     """Score a model on a JSONL file; run again to go on where it was interrupted."""
-    from retinue.core.errors import EnvError, RetinueError
+    from retinue.core.errors import RetinueError
     from retinue.core.log import print_table
     from retinue.core.paths import run_dir
     from retinue.decode.rows import write_json
@@ -109,7 +109,7 @@ def evaluate(
             },
         )
     except RetinueError as error:
-        with suppress(OSError, EnvError):  # a full disk is told as what it stopped
+        with suppress(OSError, RetinueError):  # a full disk is told as what it stopped
             target.parent.mkdir(parents=True, exist_ok=True)
             write_json(target.parent / "run.json", {"status": "failed", "error": str(error)})
         raise

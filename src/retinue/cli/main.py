@@ -6,7 +6,6 @@ Exit codes: 0 done, 2 the user's command, recipe or folder, 3 data, 4 the machin
 
 from __future__ import annotations
 
-import errno
 import importlib
 import sys
 import traceback
@@ -16,7 +15,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from retinue.core.errors import EnvError, RetinueError
+from retinue.core.errors import NO_ROOM, RetinueError, of_os
 
 VERBS = {
     "quickstart": "retinue.cli.quickstart",
@@ -87,10 +86,8 @@ def run(arguments: Sequence[str]) -> int:
 
 def report(error: Exception) -> int:
     """Say on stderr what went wrong, in one line if it is not a bug; returns the exit code."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        error = EnvError(
-            "the disk is full", where=str(error.filename or "") or None, fix="free some space"
-        )
+    if isinstance(error, OSError) and (error.filename or error.errno in NO_ROOM):
+        error = of_os(error)
     if isinstance(error, RetinueError):
         print(f"retinue: {error}", file=sys.stderr)
         return error.exit_code

@@ -61,7 +61,7 @@ def make_data(
     from retinue.world.make import write_split
     from retinue.world.tasks import QUICK
 
-    options, tasks = options or world_options(), tasks or QUICK
+    options, tasks = options or world_options(), QUICK if tasks is None else tasks
     asked = pictures_asked(questions, seed=seed, options=options, tasks=tasks, turns=turns)
     mark = folder / "made.json"
     facts = {"pictures": pictures, "asked": asked, "seed": seed, "options": options.model_dump()}

@@ -168,7 +168,8 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         data = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"no readable JSON ({error})", where=str(file)) from error
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"no readable JSON ({reason})", where=str(file)) from error
     if not isinstance(data, dict):
         raise CheckpointError("no JSON object", where=str(file))
     return data

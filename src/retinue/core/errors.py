@@ -11,6 +11,8 @@ RetinueError            exit 1
 
 from __future__ import annotations
 
+import errno
+
 
 class RetinueError(Exception):
     """A failure to tell the user about: what happened, where, which rule, how to mend it."""
@@ -56,3 +58,19 @@ class MediaError(DataError):
 
 class EnvError(RetinueError):
     exit_code = 4
+
+
+WRONG_PATH = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError)
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def of_os(error: OSError, *, where: str | None = None) -> RetinueError:
+    """What the user is told of a file that could not be written or read: EnvError, or ConfigError
+    where the path itself is wrong."""
+    where = where or (str(error.filename) if error.filename else None)
+    reason = error.strerror or str(error)
+    if isinstance(error, WRONG_PATH):
+        return ConfigError("cannot be used", where=where, rule=reason, fix="check the path")
+    if error.errno in NO_ROOM:
+        return EnvError("the disk is full", where=where, rule=reason, fix="free some space")
+    return EnvError("cannot be written or read", where=where, rule=reason)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from retinue.core.errors import DataError, EnvError
+from retinue.core.errors import DataError, of_os
 
 Row = dict[str, Any]
 
@@ -17,7 +17,7 @@ Row = dict[str, Any]
 def write_json(path: Path, data: Any) -> None:
     """Write indented JSON so that readers see the old file or the new one, never half of one.
 
-    Raises EnvError where the disk refuses.
+    Raises EnvError where the disk refuses, ConfigError where the path cannot be one.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -30,16 +30,11 @@ def write_json(path: Path, data: Any) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns a full or read-only disk into one clear line. Raises EnvError."""
+    """Turns a full disk or a wrong path into one clear line. Raises EnvError or ConfigError."""
     try:
         yield
     except OSError as error:
-        raise EnvError(
-            "cannot be written",
-            where=str(path),
-            rule=error.strerror or str(error),
-            fix="free some space or choose another folder, then run the same command to go on",
-        ) from error
+        raise of_os(error, where=str(path)) from error
 
 
 class RowFile:

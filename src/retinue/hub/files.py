@@ -20,6 +20,8 @@ from retinue.convert.weights import SAFE_INDEX
 from retinue.core.errors import CheckpointError, EnvError
 
 SHARD_BYTES = 5 * 2**30
+MARKS = ("config.json", "adapter_config.json", "provenance.json", "trainer_state.json")
+"""A folder that holds none of these is no model's or checkpoint's."""
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -31,8 +33,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     right to write; nothing half-written is left. Refuses to replace what is no folder.
     """
     folder = Path(folder).absolute()
-    if folder.exists() and not folder.is_dir():
-        raise CheckpointError("is a file, not a folder", where=str(folder), fix="name a folder")
+    _check(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -52,6 +53,21 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         raise _env(error, folder) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _check(folder: Path) -> None:
+    """Refuse to replace what no program of ours may have written."""
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError("is a file, not a folder", where=str(folder), fix="name a folder")
+    within = Path.cwd().is_relative_to(folder.resolve())
+    known = any((folder / name).exists() for name in MARKS)
+    if folder.is_dir() and any(folder.iterdir()) and (within or not known):
+        raise CheckpointError(
+            "is where you work" if within else "holds other files, which would be lost",
+            where=str(folder),
+            rule="only a model's folder is replaced",
+            fix="name a new folder",
+        )
 
 
 def _swap(partial: Path, folder: Path) -> None:

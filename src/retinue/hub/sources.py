@@ -14,7 +14,7 @@ from retinue.convert.llava import ENCODER, import_llava, llava_keys, non_lora_ke
 from retinue.convert.towers import tower_keys
 from retinue.convert.translation import Translation
 from retinue.convert.weights import Weights, read_json
-from retinue.core.errors import CheckpointError
+from retinue.core.errors import CheckpointError, ConfigError
 from retinue.core.paths import HubId
 from retinue.hub.grow import EMBED, added_rows, marker_rows
 from retinue.hub.lora import Lora, read_lora
@@ -87,10 +87,20 @@ def _own(found: Found, *, base: str | Path | None) -> Opened:
     settings = read_json(found.folder / "processor.json")
     for encoder in (found.config.get("spec") or {}).get("encoders", {}).values():
         ENCODERS.get(str(encoder.get("kind")))  # registers the kind's own config
+    if not found.config.get("text_config"):
+        raise CheckpointError(
+            "no text_config", where=f"{found.folder}/config.json", fix="copy the folder again"
+        )
+    try:
+        config = RetinueConfig.from_dict(found.config)
+    except ConfigError as error:
+        raise CheckpointError(
+            error.what, where=f"{found.folder}/config.json", rule=error.rule, fix=error.fix
+        ) from error
     return Opened(
         format="retinue",
         folder=found.folder,
-        config=RetinueConfig.from_dict(found.config),
+        config=config,
         processor=settings,
         tokenizer=found.folder,
         sources=sources,

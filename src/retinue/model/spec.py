@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from pydantic import Field
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -79,7 +80,12 @@ def as_config(data: Any) -> PreTrainedConfig:
     kind = fields.pop("model_type", None)
     if kind is None:
         raise ConfigError("a backbone config without model_type", fix="name its model_type")
-    return AutoConfig.for_model(kind, **fields)
+    try:
+        return AutoConfig.for_model(kind, **fields)
+    except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
+        raise ConfigError(
+            f"no usable {kind} config", where="config", rule=" ".join(str(error).split())[:200]
+        ) from error
 
 
 class Plan:

@@ -120,7 +120,7 @@ def read_state(folder: Path) -> TrainState:
         raise CheckpointError(
             "cannot be resumed from",
             where=str(folder),
-            rule=str(error),
+            rule=getattr(error, "strerror", None) or str(error),
             fix="name another checkpoint with checkpoint.resume",
         ) from None
 
