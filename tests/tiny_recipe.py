@@ -48,7 +48,8 @@ def shrink(recipe: str, folder: Path, *, steps: int = 2) -> Path:
         build(small_model(parts, tokenizer), folder / "base")
         data["model"]["from"] = str(folder / "base")
     sources = data["data"]["sources"]
-    every = 1 if data["model"].get("template") == "plain" else 2  # captions all have a picture
+    # captions all have a picture; the model built above, which a recipe may start from, is plain
+    every = 1 if data["model"].get("template", "plain") == "plain" else 2
     data["data"]["sources"] = [
         small_source(source, folder, n, every=every) for n, source in enumerate(sources)
     ]
