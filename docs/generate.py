@@ -1,4 +1,7 @@
-"""Write docs/cli.md from the verbs' help and docs/reference.md from the registries."""
+"""Write docs/cli.md from the verbs' help, docs/reference.md from the registries, and the pictures.
+
+The pages go to the folder named, docs/ by default.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,9 @@ import typer
 
 from retinue.cli.ls import FAMILIES, listing
 from retinue.cli.main import VERBS, run
+from retinue.world.contact import contact_sheet
+from retinue.world.make import make_picture
+from retinue.world.options import WorldOptions
 
 HERE = Path(__file__).parent
 NOTE = "<!-- written by docs/generate.py; do not edit -->\n\n"
@@ -47,9 +53,28 @@ def reference() -> str:
     return "\n".join(parts)
 
 
+def tiny_world(file: Path) -> None:
+    """Pictures as the quickstart draws them, then some with words and with stick figures."""
+    rows = [({}, "rec", 16), ({"words": 1, "max_objects": 2}, "ocr", 4)]
+    rows += [({"figures": 1, "max_objects": 2}, "pose", 4)]
+    scenes = [
+        make_picture(
+            number, name="docs", seed=0, options=WorldOptions(**fields), tasks=(task,), turns=1
+        )[0]
+        for fields, task, count in rows
+        for number in range(count)
+    ]
+    contact_sheet(scenes, gap=4).save(file, optimize=True)
+
+
 PAGES = {"cli.md": cli, "reference.md": reference}
+PICTURES = {"img/tinyworld.png": tiny_world}
 
 if __name__ == "__main__":
+    place = Path(sys.argv[1]) if sys.argv[1:] else HERE
+    (place / "img").mkdir(parents=True, exist_ok=True)
     for name, make in PAGES.items():
-        (HERE / name).write_text(make(), "utf-8")
-        print(HERE / name)
+        (place / name).write_text(make(), "utf-8")
+    for name, draw in PICTURES.items():
+        draw(place / name)
+    print(*(place / name for name in (*PAGES, *PICTURES)), sep="\n")

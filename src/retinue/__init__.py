@@ -17,7 +17,6 @@ from retinue import _register
 
 if TYPE_CHECKING:
     from retinue.api import chat, generate
-    from retinue.hub.convert import convert
     from retinue.hub.load import load
     from retinue.hub.save import save
     from retinue.model.retinue import Retinue
@@ -32,7 +31,6 @@ _NAMES = {
     "Sample": "retinue.types",
     "Text": "retinue.types",
     "chat": "retinue.api",
-    "convert": "retinue.hub.convert",
     "generate": "retinue.api",
     "load": "retinue.hub.load",
     "save": "retinue.hub.save",
@@ -48,7 +46,6 @@ __all__ = [
     "Text",
     "__version__",
     "chat",
-    "convert",
     "generate",
     "load",
     "save",

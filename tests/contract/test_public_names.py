@@ -26,6 +26,12 @@ def test_lazy_table_type_hints_and_all_agree():
     assert lazy == hinted == set(retinue.__all__) - {"__version__"}
 
 
+def test_no_name_is_a_package_of_ours():
+    """Importing a subpackage sets an attribute of its name, which would hide the function."""
+    modules = {path.stem for path in Path(retinue.__file__).parent.iterdir()}
+    assert not modules & set(retinue.__all__)
+
+
 def test_version_is_the_package_s():
     text = (Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8")
     assert f'version = "{retinue.__version__}"' in text

@@ -2,13 +2,15 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import retinue
 import tiny
-from retinue.cli.ls import FAMILIES
 from retinue.cli.main import VERBS, run
 
 ROOT = Path(__file__).parents[2]
@@ -79,9 +81,27 @@ def test_architecture_names_every_package():
     assert [name for name in sorted(packages) if f"  {name}/" not in tree] == []
 
 
-def test_generated_pages_are_fresh():
-    """`make docs` writes them; a new verb or name makes them stale."""
-    text = (ROOT / "docs/cli.md").read_text("utf-8")
-    assert re.findall(r"^## (\w+)$", text, re.MULTILINE) == list(VERBS), "run `make docs`"
-    names = (ROOT / "docs/reference.md").read_text("utf-8")
-    assert re.findall(r"^## (\w+)$", names, re.MULTILINE) == [*FAMILIES, "recipes"], "make docs"
+def test_generated_pages_are_fresh(tmp_path):
+    """`make docs` writes them; a new verb, option, name or drawing makes them stale."""
+    program = [sys.executable, str(ROOT / "docs/generate.py"), str(tmp_path)]
+    subprocess.run(program, check=True, capture_output=True, timeout=120)
+    for name in WRITTEN:
+        assert (tmp_path / name).read_text() == (ROOT / "docs" / name).read_text(), (
+            "run `make docs`"
+        )
+    drawn = [Image.open(place / "img/tinyworld.png") for place in (tmp_path, ROOT / "docs")]
+    assert drawn[0].tobytes() == drawn[1].tobytes(), "run `make docs`"
+
+
+def test_the_api_page_s_python_runs(tmp_path, monkeypatch):
+    model, processor = tiny.tiny_model()
+    retinue.save(model, processor, tmp_path / "path/to/model")
+    tiny.picture().save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    code = "\n".join(blocks(ROOT / "docs/api.md", "python")).replace("=64", "=4")
+    names = {}
+    exec(compile(code, "api.md", "exec"), names)
+    assert names["logits"].ndim == 3
+    assert names["loss"].item() > 0
+    assert names["text"].startswith("USER:")
+    assert (tmp_path / "converted/model.safetensors").exists()

@@ -16,7 +16,7 @@ app = verb()
 @app.command(
     epilog=examples(
         "retinue convert liuhaotian/llava-v1.5-7b llava-7b --to retinue",
-        "retinue convert runs/align/model llava-out --to llava --tower include",
+        "retinue convert runs/llava15-7b-align/model llava-out --to llava --tower include",
     )
 )
 def convert(
