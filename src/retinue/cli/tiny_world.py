@@ -37,10 +37,10 @@ class Fresh:
 
 
 def world_options() -> WorldOptions:
-    """The pictures of the quickstart: 1-4 of 8 shapes in 8 colours at 9 places."""
+    """The pictures of the quickstart: 1-4 objects of 6 shapes and 7 colours at 9 places."""
     from retinue.world.options import WorldOptions
 
-    return WorldOptions(size=(SIDE, SIDE))
+    return WorldOptions(size=(SIDE, SIDE), shapes=6, colours=7, small=0.72, jitter=0.4)
 
 
 def make_data(
@@ -77,7 +77,10 @@ def make_data(
         "caption_first": False,
     }
     mark.unlink(missing_ok=True)
-    write_split(folder, name="train", num_pictures=pictures, progress=progress, **common)
+    # apart: else the answers could be copied from other turns, and the model need not look
+    write_split(
+        folder, name="train", num_pictures=pictures, progress=progress, apart=True, **common
+    )
     write_split(folder, name="test", num_pictures=asked, **common)
     mark.write_text(json.dumps(facts), encoding="utf-8")
     return folder / "train.json", folder / "test.jsonl"

@@ -14,16 +14,19 @@ from torch.optim import Optimizer
 from retinue.core.lazy import need
 from retinue.core.spec import Spec
 from retinue.model.freeze import TrainableTable
+from retinue.train.muon import with_muon
 
 
 class OptimSpec(Spec):
-    """AdamW (Loshchilov & Hutter 2017, arXiv 1711.05101).
+    """AdamW (Loshchilov & Hutter 2017, arXiv 1711.05101), or Muon beside it.
 
-    kind: adamw8bit keeps the moments in 8 bits (bitsandbytes). decay: which parameters decay, see
+    kind: adamw8bit keeps the moments in 8 bits (bitsandbytes); muon moves the matrices of numbered
+    layers by Muon (Jordan et al. 2024; scaled to AdamW's step as in arXiv 2502.16982) and the rest
+    by AdamW: small models learn in fewer updates from scratch. decay: which parameters decay, see
     `DECAY`. clip: largest norm of all gradients together; None = no clipping.
     """
 
-    kind: Literal["adamw", "adamw8bit"] = "adamw"
+    kind: Literal["adamw", "adamw8bit", "muon"] = "adamw"
     lr: float = Field(gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
@@ -150,6 +153,8 @@ def make_optimizer(
         bits = need("bitsandbytes", extra="quant", purpose="8-bit AdamW")
         optimizer: Optimizer = bits.optim.AdamW8bit(filled, **common)
         return optimizer, groups
+    if spec.kind == "muon":
+        return with_muon(filled, **common), groups
     return torch.optim.AdamW(filled, fused=True, **common), groups
 
 

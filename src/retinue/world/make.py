@@ -36,6 +36,7 @@ class _Job:
     tasks: tuple[str, ...]
     turns: int
     caption_first: bool
+    apart: bool
 
 
 def write_split(
@@ -48,13 +49,15 @@ def write_split(
     tasks: Sequence[str] = QUICK,
     turns_per_picture: int = 8,
     caption_first: bool = True,
+    apart: bool = False,
     workers: int = 0,
     progress: Progress | None = None,
 ) -> Path:
     """Write a split and return `folder/name.json`; `folder/name.jsonl` stands beside it.
 
     name.json: LLaVA's list of {id, image, conversations} with up to `turns_per_picture` turns, the
-    dense caption (if it is a task) first or last; questions about several pictures are records of
+    dense caption (if it is a task) first or last, and, `apart`, no two questions about one object;
+    questions about several pictures are records of
     their own whose `image` is a list. name.jsonl: one question a row, {id, messages, answer,
     references, task, scorer, meta}. Pictures are `images/<id>.png`, paths relative to `folder`.
     Picture k depends on (seed, name, k, options, tasks, turns) alone, not on `workers` (processes;
@@ -78,6 +81,7 @@ def write_split(
         tasks=tuple(tasks),
         turns=turns_per_picture,
         caption_first=caption_first,
+        apart=apart,
     )
     records: list[Row] = []
     rows: list[Row] = []
@@ -117,12 +121,19 @@ def make_picture(
     tasks: Sequence[str] = QUICK,
     turns: int = 8,
     caption_first: bool = True,
+    apart: bool = False,
 ) -> tuple[Scene, list[QA]]:
     """Picture `index` of a split with its questions: a pure function of the arguments."""
     rng = Random(stream_seed(seed, "world", name, index))
     scene = sample_scene(rng, options=options)
     return scene, choose_turns(
-        scene, rng=rng, tasks=tasks, turns=turns, options=options, caption_first=caption_first
+        scene,
+        rng=rng,
+        tasks=tasks,
+        turns=turns,
+        options=options,
+        caption_first=caption_first,
+        apart=apart,
     )
 
 
@@ -138,7 +149,7 @@ def _chunk(work: tuple[_Job, int, int]) -> tuple[list[Row], list[Row]]:
     for index in range(start, stop):
         scene, turns = make_picture(
             index, name=job.name, seed=job.seed, options=job.options, tasks=job.tasks,
-            turns=job.turns, caption_first=job.caption_first,
+            turns=job.turns, caption_first=job.caption_first, apart=job.apart,
         )  # fmt: skip
         key = f"{job.name}-{index:06d}"
         single = [qa for qa in turns if not qa.scenes]

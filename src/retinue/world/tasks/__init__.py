@@ -69,8 +69,12 @@ def choose_turns(
     turns: int,
     options: WorldOptions,
     caption_first: bool = True,
+    apart: bool = False,
 ) -> list[QA]:
     """At most `turns` different questions, spread evenly over the tasks.
+
+    apart: no two of them, captions aside, are about the same object, so that a conversation never
+    holds the answer to a later question of its own.
 
     The dense caption, where it is a task, always has a turn: the first, or the last, so that no
     answer can be copied from it.
@@ -84,7 +88,12 @@ def choose_turns(
     piles = [pile for pile in piles if pile and pile[0].task != FIRST]
     rng.shuffle(piles)
     chosen: list[QA] = []
+    told: set[str] = set()
     while piles and len(chosen) < turns - len(first):
-        chosen.extend(pile.pop() for pile in piles[: turns - len(first) - len(chosen)])
+        for pile in piles[: turns - len(first) - len(chosen)]:
+            qa = pile.pop()
+            if not (apart and told & set(qa.about)):
+                chosen.append(qa)
+                told |= set(qa.about)
         piles = [pile for pile in piles if pile]
     return first + chosen if caption_first else chosen + first

@@ -22,6 +22,7 @@ def colour(scene: Scene, *, rng: Random, options: WorldOptions) -> list[QA]:
             ),
             answer=thing.colour,
             scorer="exact",
+            about=(thing.name,),
         )
         for thing in scene.things
     ]
@@ -40,6 +41,7 @@ def shape(scene: Scene, *, rng: Random, options: WorldOptions) -> list[QA]:
             ),
             answer=thing.shape,
             scorer="exact",
+            about=(thing.name,),
         )
         for thing in scene.things
     ]
@@ -53,6 +55,7 @@ def size(scene: Scene, *, rng: Random, options: WorldOptions) -> list[QA]:
             question=ask(f"Is the {thing.name} small or large?", options=options),
             answer=thing.size,
             scorer="exact",
+            about=(thing.name,),
         )
         for thing in scene.things
     ]
@@ -66,6 +69,7 @@ def place(scene: Scene, *, rng: Random, options: WorldOptions) -> list[QA]:
             question=ask(f"Where is the {thing.name}?", options=options),
             answer=thing.place,
             scorer="exact",
+            about=(thing.name,),
         )
         for thing in scene.things
     ]

@@ -23,6 +23,7 @@ class QA:
     references: every answer that counts as right, the trained one among them
     scorer: name in the table of retinue.eval.scorers
     scenes: the pictures asked about, in order, where they are not just the scene itself
+    about: names of the objects that question and answer together describe
     """
 
     task: str
@@ -31,6 +32,7 @@ class QA:
     scorer: str
     references: tuple[str, ...] = ()
     scenes: tuple[Scene, ...] = ()
+    about: tuple[str, ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     @property

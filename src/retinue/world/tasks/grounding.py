@@ -37,6 +37,7 @@ def _rec(task: str, name: str, box: Box, scene: Scene, options: WorldOptions) ->
         question=ask(f"Find the {name}.", options=options, llava=REC_PROMPT.format(f"the {name}")),
         answer=box_text(box, scene=scene, options=options),
         scorer="iou",
+        about=(name,),
         meta={"box": list(box)},
     )
 

@@ -24,6 +24,7 @@ def exist(scene: Scene, *, rng: Random, options: WorldOptions) -> list[QA]:
             question=ask(f"Is there {an(name)}?", options=options),
             answer=answer,
             scorer="exact",
+            about=(name,) if answer == "yes" else (),
         )
         for answer, name in asked
     ]

@@ -1,0 +1,93 @@
+"""Muon for the matrices of numbered layers, AdamW for everything else, behind one optimizer.
+
+Source: Jordan et al. 2024 (Muon), Liu et al. 2025 (arXiv 2502.16982: the step size of AdamW).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+MOMENTUM = 0.95
+NUMBERED = re.compile(r"\.\d+\.")
+
+
+def with_muon(groups: Sequence[Mapping[str, Any]], **adamw: Any) -> Optimizer:
+    """An optimizer over groups that carry `params` and `names`; keywords are AdamW's."""
+    hidden: list[dict[str, Any]] = []
+    rest: list[dict[str, Any]] = []
+    for group in groups:
+        for part, wanted in ((hidden, True), (rest, False)):
+            kept = [
+                (name, parameter)
+                for name, parameter in zip(group["names"], group["params"], strict=True)
+                if hidden_matrix(name, parameter) == wanted
+            ]
+            part.append({**group, "names": [n for n, _ in kept], "params": [p for _, p in kept]})
+    parts: list[Optimizer] = [torch.optim.AdamW(rest, fused=True, **adamw)]
+    filled = [group for group in hidden if group["params"]]
+    if filled:
+        muon = torch.optim.Muon(
+            filled, lr=adamw["lr"], momentum=MOMENTUM, adjust_lr_fn="match_rms_adamw"
+        )
+        parts.append(muon)
+    return Together(parts)
+
+
+def hidden_matrix(name: str, parameter: torch.Tensor) -> bool:
+    """Whether a parameter is a matrix inside a numbered layer; adapters' factors are not."""
+    return parameter.dim() == 2 and bool(NUMBERED.search(name)) and ".lora_" not in name
+
+
+class Together(Optimizer):
+    """Several optimizers as one; their groups, in order, are its groups."""
+
+    def __init__(self, parts: Sequence[Optimizer]) -> None:
+        self.parts = list(parts)
+        self.defaults: dict[str, Any] = {}
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        return [group for part in self.parts for group in part.param_groups]
+
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        assert closure is None, "no closure"
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for part in self.parts:
+            part.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        """State by the parameter's place among all groups."""
+        state: dict[int, Any] = {}
+        groups: list[Any] = []
+        for part in self.parts:
+            own, first = part.state_dict(), sum(len(group["params"]) for group in groups)
+            state |= {first + place: value for place, value in own["state"].items()}
+            for group in own["param_groups"]:
+                groups.append({**group, "params": [first + i for i in group["params"]]})
+        return {"state": state, "param_groups": groups}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """What `state_dict` gave, each part its share."""
+        groups, first = list(state_dict["param_groups"]), 0
+        for part in self.parts:
+            own = [groups.pop(0) for _ in part.param_groups]
+            count = sum(len(group["params"]) for group in own)
+            places = range(first, first + count)
+            state = state_dict["state"]
+            part.load_state_dict(
+                {
+                    "state": {i - first: state[i] for i in places if i in state},
+                    "param_groups": [
+                        {**group, "params": [i - first for i in group["params"]]} for group in own
+                    ],
+                }
+            )
+            first += count
