@@ -246,7 +246,8 @@ def _weights(q_nHLD: Tensor, k_nGKD: Tensor, mask_HLK: Tensor | None, scale: flo
     elif mask_HLK is not None:
         # biases need the precision of fp32; a mask of zeros and infinities does not
         scores = scores.view(n, H, L, K) + mask_HLK
-    return scores.softmax(-1).to(q_nHLD.dtype).view(n, G, -1, K)
+    # torch's softmax of reduced precision takes half as long again as this way through fp32
+    return scores.float().softmax(-1).to(q_nHLD.dtype).view(n, G, -1, K)
 
 
 # ---------------------------------------------------------------- grouped heads
