@@ -63,9 +63,9 @@ def evaluate(
 ) -> None:
     """Score a model on a JSONL file; run again to go on where it was interrupted."""
     from retinue.core.errors import RetinueError
+    from retinue.core.files import write_json
     from retinue.core.log import print_table
     from retinue.core.paths import run_dir
-    from retinue.decode.rows import write_json
     from retinue.decode.sampling import SamplingParams
     from retinue.eval.questions import check_references, read_questions
     from retinue.eval.results import table
@@ -139,8 +139,9 @@ def write_result(
     there were made with other settings.
     """
     from retinue.core.errors import DataError
+    from retinue.core.files import write_json
     from retinue.decode.offline import generate
-    from retinue.decode.rows import RowFile, write_json
+    from retinue.decode.rows import RowFile
     from retinue.eval.results import result
     from retinue.eval.runner import evaluate as ask
 

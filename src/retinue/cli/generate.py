@@ -109,11 +109,11 @@ def write_answers(
     row otherwise, ConfigError if the rows there were made with other settings.
     """
     from retinue.core.errors import DataError
+    from retinue.core.files import versions, write_json
     from retinue.data.formats.records import Records
     from retinue.decode.offline import generate as decode
-    from retinue.decode.rows import RowFile, write_json
+    from retinue.decode.rows import RowFile
     from retinue.eval.questions import open_rows
-    from retinue.hub.save import versions
 
     data, records = open_rows(source, media_root=media_root), Records(source)
     rows = RowFile(output, restart=restart)

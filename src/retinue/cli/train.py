@@ -65,9 +65,9 @@ def train(
     import torch
 
     from retinue.core.errors import RetinueError
+    from retinue.core.files import write_json
     from retinue.core.paths import run_dir
     from retinue.hub.build import build
-    from retinue.hub.files import write_json
     from retinue.hub.save import save
     from retinue.ops.backend import default_threads, pick_device
     from retinue.ops.malloc import tune_malloc
@@ -97,7 +97,7 @@ def train(
             ranks=Ranks(),
         )
     except RetinueError as error:
-        with suppress(OSError):  # a full disk is told as what it stopped
+        with suppress(RetinueError):  # a full disk is told as what it stopped
             write_json(folder / "run.json", {"status": "failed", "error": str(error)})
         raise
 

@@ -54,8 +54,8 @@ def detect(folder: Path) -> Found:
         raise CheckpointError(
             "no such folder", where=str(folder), fix="check the path, or name a hub id owner/name"
         )
-    config = _json(folder / "config.json")
-    adapter = _json(folder / "adapter_config.json")
+    config = json_if_there(folder / "config.json")
+    adapter = json_if_there(folder / "adapter_config.json")
     weights = Weights.of(folder)
     kind = _format(folder, config, adapter, weights)
     if kind is None:
@@ -106,7 +106,8 @@ def is_causal_lm(kind: str) -> bool:
     return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 
-def _json(file: Path) -> dict[str, Any]:
+def json_if_there(file: Path) -> dict[str, Any]:
+    """The object in a file, empty where there is no such file. Raises as `read_json`."""
     return read_json(file) if file.exists() else {}
 
 

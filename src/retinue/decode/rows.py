@@ -3,38 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from retinue.core.errors import DataError, of_os
+from retinue.core.errors import DataError
+from retinue.core.files import writing
 
 Row = dict[str, Any]
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write indented JSON so that readers see the old file or the new one, never half of one.
-
-    Raises EnvError where the disk refuses, ConfigError where the path cannot be one.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with writing(path):
-            partial.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", "utf-8")
-            os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turns a full disk or a wrong path into one clear line. Raises EnvError or ConfigError."""
-    try:
-        yield
-    except OSError as error:
-        raise of_os(error, where=str(path)) from error
 
 
 class RowFile:

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from retinue.core.files import versions
 from retinue.eval.questions import Question
-from retinue.hub.save import versions
 from retinue.world.baseline import majority_baseline
 
 Row = Mapping[str, Any]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from retinue.convert.keymap import KeyMap
 from retinue.convert.llava import llava_keys
-from retinue.hub.files import write_json
+from retinue.core.files import write_json
 from retinue.hub.lora import Lora, Pair, check_fit, read_lora
 from retinue.hub.sources import Opened
 from retinue.model.adapters import CONFIG_FILE, WEIGHTS_FILE, base_state, load_adapter

@@ -15,10 +15,11 @@ from retinue.convert.keymap import Coverage, KeyMap
 from retinue.convert.pictures import preprocessor_of
 from retinue.convert.translation import foreign
 from retinue.core.errors import CheckpointError, ConfigError
-from retinue.hub.files import SHARD_BYTES, whole_folder, write_json
+from retinue.core.files import versions, write_json
+from retinue.hub.files import SHARD_BYTES, whole_folder
 from retinue.hub.grow import grown, image_token
 from retinue.hub.load import TemplateChoice, load_with_report, make_processor
-from retinue.hub.save import versions, write_settings, write_weights
+from retinue.hub.save import write_settings, write_weights
 from retinue.hub.sources import Encoders, Opened, open_folder
 from retinue.hub.stream import (
     Fingerprint,

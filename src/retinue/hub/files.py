@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import errno
-import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from retinue.convert.weights import SAFE_INDEX
-from retinue.core.errors import CheckpointError, EnvError
+from retinue.core.errors import NO_ROOM, CheckpointError, EnvError
+from retinue.core.files import write_json
 
 SHARD_BYTES = 5 * 2**30
 MARKS = ("config.json", "adapter_config.json", "provenance.json", "trainer_state.json")
 """A folder that holds none of these is no model's or checkpoint's."""
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextmanager
@@ -113,11 +110,6 @@ def _env(error: Exception, folder: Path) -> EnvError:
 
 def _kept(folder: Path) -> str:
     return "the previous folder is kept" if folder.exists() else "nothing was left behind"
-
-
-def write_json(file: Path, data: Any) -> None:
-    """Indented JSON with a final newline, keys in the given order."""
-    file.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 class ShardWriter:

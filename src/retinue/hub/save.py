@@ -7,7 +7,6 @@ index where sharded, adapter/ in PEFT's layout, provenance.json.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,14 @@ import torch
 from torch import Tensor
 
 from retinue.convert.detect import BASE
-from retinue.hub.files import SHARD_BYTES, ShardWriter, whole_folder, write_json
+from retinue.core.files import versions, write_json
+from retinue.hub.files import SHARD_BYTES, ShardWriter, whole_folder
 from retinue.hub.sources import ADAPTER
 from retinue.hub.stream import tied_names
 from retinue.model.adapters import adapter_names, base_state, save_adapter
 from retinue.model.retinue import Retinue
 from retinue.model.spec import RetinueConfig
 from retinue.processor import Processor
-
-PACKAGES = ("retinue", "torch", "transformers", "peft")
 
 
 def save(
@@ -110,14 +108,3 @@ def write_settings(
     own = {"eos_token_id": processor.tokenizer.eos_ids, "pad_token_id": processor.tokenizer.pad_id}
     own = {key: value for key, value in own.items() if value not in ([], None)}
     write_json(folder / "generation_config.json", {**own, **generation})
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that decide what the numbers are."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

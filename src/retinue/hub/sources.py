@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from retinue.convert.detect import BASE, NON_LORA, PROJECTOR, Found, detect
+from retinue.convert.detect import BASE, NON_LORA, PROJECTOR, Found, detect, json_if_there
 from retinue.convert.hf import import_hf
 from retinue.convert.keymap import KeyMap, Rule
 from retinue.convert.llava import ENCODER, import_llava, llava_keys, non_lora_keys, projector_keys
@@ -110,8 +110,10 @@ def _own(found: Found, *, base: str | Path | None) -> Opened:
 
 def _hf(found: Found) -> Opened:
     where = str(found.folder)
-    settings = _json(found.folder / "processor_config.json")
-    pictures = settings.get("image_processor") or _json(found.folder / "preprocessor_config.json")
+    settings = json_if_there(found.folder / "processor_config.json")
+    pictures = settings.get("image_processor") or json_if_there(
+        found.folder / "preprocessor_config.json"
+    )
     made = import_hf(found.config, pictures, processor=settings, where=where)
     source = Source(weights=found.weights, keys=made.keys, label=where)
     return _opened(found, made, [source], tokenizer=found.folder)
@@ -203,10 +205,6 @@ def _base(found: Found, base: str | Path | None) -> str | Path:
 
 def _has_tokenizer(folder: Path) -> bool:
     return any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
-
-
-def _json(file: Path) -> dict[str, Any]:
-    return read_json(file) if file.exists() else {}
 
 
 def _adapters(folder: Path) -> list[Path]:

@@ -3,32 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from retinue.core.errors import EnvError
+from retinue.core.files import versions, write_json
 from retinue.model.freeze import TrainableTable
-
-PACKAGES = ("retinue", "torch", "transformers", "peft", "safetensors", "tokenizers", "pillow")
-
-
-def versions() -> dict[str, str]:
-    """Python, and the packages that decide the numbers."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 @contextmanager
@@ -45,14 +30,6 @@ def writing(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write JSON so that a reader sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(path.suffix + ".part")
-    part.write_text(json.dumps(data, indent=2, default=str, ensure_ascii=False) + "\n", "utf-8")
-    os.replace(part, path)
-
-
 def write_recipe(folder: Path, config: Mapping[str, Any]) -> None:
     """recipe.yaml: the recipe with includes and overrides resolved."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -62,7 +39,8 @@ def write_recipe(folder: Path, config: Mapping[str, Any]) -> None:
 
 def write_tables(folder: Path, tables: Mapping[str, TrainableTable]) -> None:
     """trainable.json: stage -> its table."""
-    write_json(folder / "trainable.json", {name: t.to_json() for name, t in tables.items()})
+    data = {name: t.to_json() for name, t in tables.items()}
+    write_json(folder / "trainable.json", data, default=str)
 
 
 def write_run(
@@ -84,4 +62,5 @@ def write_run(
             "versions": versions(),
             "command": sys.argv,
         },
+        default=str,
     )
