@@ -75,6 +75,8 @@ def test_llava_values_are_the_original_s():
     assert stage.optim.lr == 2e-4
     assert (stage.trainable["lm.**"].lora.r, stage.trainable["lm.**"].lora.alpha) == (128, 256)
     assert stage.trainable["connector.**"].full.lr == 2e-5
+    for spec in (sft, lora):  # whose text samples carry a dummy picture in the original
+        assert spec.train.stages[0].idle_visual == "momentum"
     for spec in (align, sft, lora):
         assert spec.train.stages[0].epochs == 1
         assert spec.train.stages[0].optim.betas == (0.9, 0.999)

@@ -34,7 +34,7 @@ MediaRoot = Annotated[str | None, typer.Option(help="Folder of relative media pa
 @app.command(
     epilog=examples(
         "retinue data check chat.jsonl --media-root images",
-        "retinue data check llava15-7b/sft --model runs/align/model --report out.json",
+        "retinue data check llava15-7b/sft --model runs/llava15-7b-align/model --report out.json",
     )
 )
 def check(
