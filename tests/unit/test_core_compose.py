@@ -1,7 +1,7 @@
 """Composition of recipes: includes, overrides, provenance, errors with their place."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from retinue.core.compose import Tree, compose, diff, flow, join_path, leaves, split_path
@@ -205,6 +205,7 @@ def test_dump_composes_to_the_same_tree(tmp_path_factory, data):
 
 
 @given(PLAIN)
+@example("0E0")
 def test_flow_is_read_back(value):
     assert parse_value(flow(value), where="x") == value
 

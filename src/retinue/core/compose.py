@@ -18,7 +18,7 @@ import yaml
 from retinue.core.errors import ConfigError
 from retinue.core.paths import find_recipe
 from retinue.core.registry import nearest
-from retinue.core.yamlio import load_yaml, parse_value
+from retinue.core.yamlio import Dumper, load_yaml, parse_value
 
 Layer = Literal["default", "include", "file", "override"]
 Key = str | int
@@ -280,7 +280,7 @@ def flow(value: Any) -> str:
 
 
 def _dump(value: Any, **style: Any) -> str:
-    text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, **style)
+    text: str = yaml.dump(value, Dumper=Dumper, sort_keys=False, allow_unicode=True, **style)
     if any(char in text for char in "\x85\u2028\u2029"):  # written raw, they would read as breaks
-        text = yaml.safe_dump(value, sort_keys=False, allow_unicode=False, **style)
+        text = yaml.dump(value, Dumper=Dumper, sort_keys=False, allow_unicode=False, **style)
     return text

@@ -26,7 +26,7 @@ _Loader.yaml_implicit_resolvers = {
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
 )
-_Loader.add_implicit_resolver(
+FLOAT: Any = (
     "tag:yaml.org,2002:float",
     re.compile(
         r"^(?:[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
@@ -34,6 +34,14 @@ _Loader.add_implicit_resolver(
     ),
     list("-+0123456789."),
 )
+_Loader.add_implicit_resolver(*FLOAT)
+
+
+class Dumper(yaml.SafeDumper):
+    """Quotes text that YAML 1.1 or this reader would take for something else, such as 0E0."""
+
+
+Dumper.add_implicit_resolver(*FLOAT)
 
 
 def load_yaml(path: Path) -> tuple[Any, Lines]:
