@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from retinue.core.errors import ConfigError
+from retinue.core.log import rank
 
 Device = Annotated[
     Literal["auto", "cpu", "cuda", "mps"],
@@ -51,8 +52,9 @@ def print_json(data: Any) -> None:
 
 
 def note(line: str) -> None:
-    """One line to the user that is not the command's output."""
-    print(line, file=sys.stderr)
+    """One line to the user that is not the command's output; the first rank speaks."""
+    if rank() == 0:
+        print(line, file=sys.stderr)
 
 
 def pairs(texts: list[str] | None, *, option: str) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +19,8 @@ app = verb()
 
 RECIPE = "tiny/quickstart"
 STAGE = "learn"
+MOST_PROCESSES, ALONG = 4, 1.15
+"""Replicas that a small batch can feed; what an update loses by adding up their gradients."""
 LEAST, MEASURED, WARM = 20, 10, 4
 """Fewest updates of a run; updates that are timed, and those before them that are not."""
 
@@ -60,6 +63,7 @@ def learn(
     out: Path, train_file: Path, test_file: Path, *, minutes: float, seed: int, device: str
 ) -> str:
     """Steps 2 to 5: build, train, test, ask. Returns what to do next."""
+    from retinue.cli.launch import replicas
     from retinue.cli.run_spec import compose_run
     from retinue.cli.train import train
     from retinue.core.log import print_table
@@ -82,24 +86,32 @@ def learn(
     _, spec = compose_run(RECIPE, changes)
     made = build(spec.model, device=place)
     typer.echo(f"{made}\ndevice: {place} ({why})")
+    shutil.rmtree(out / "run" / "checkpoints", ignore_errors=True)
+    count = min(MOST_PROCESSES, default_threads()) if place.type == "cpu" else 1
+    torch.set_num_threads(max(1, default_threads() // count))
     most = spec.train.stages[0].steps or LEAST
     pace = seconds_per_update(made.model, made.processor, spec, folder=out / "run")
+    pace = pace / count * (ALONG if count > 1 else 1)
     steps = max(LEAST, min(most, int(minutes * 60 / pace)))
-    say(3, f"Training: {steps} updates of {pace:.2f} s, about {steps * pace / 60:.1f} minutes")
-    _, spec = compose_run(
-        RECIPE,
-        [*changes, f"stages.{STAGE}.steps={steps}", "checkpoint.resume=never"],
+    say(
+        3,
+        f"Training: {steps} updates of {pace:.2f} s in {count} "
+        f"process{'es' * (count > 1)}, about {steps * pace / 60:.1f} minutes",
     )
+    changes += [f"stages.{STAGE}.steps={steps}", "checkpoint.resume=never"]
+    _, spec = compose_run(RECIPE, changes)
     tester = Tester(test_file, out / "test" / "result.json")
     begin = time.monotonic()
-    done = train(
-        spec,
-        name="quickstart",
-        out=out / "run",
-        device=device,
-        evaluator=tester,
-        prepared=(made.model, made.processor),
-    )
+    place_of_run = ["--out", str(out / "run"), "--device", device]
+    with replicas(count, ["train", RECIPE, *changes, *place_of_run]):
+        done = train(
+            spec,
+            name="quickstart",
+            out=out / "run",
+            device=device,
+            evaluator=tester,
+            prepared=(made.model, made.processor),
+        )
     if done.model is None:
         raise typer.Exit(done.exit_code)
     say(4, f"{tester.count} questions about unseen pictures ({time.monotonic() - begin:.0f} s)")

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 SIDE = 72
 TURNS = 6
 VOCABULARY = 512
+ALONE = 0.3
+"""Share of training pictures that are only described."""
 SAMPLE = 4000
 """Records whose text is enough to learn the vocabulary from."""
 LOOKED = 20
@@ -40,7 +42,7 @@ def world_options() -> WorldOptions:
     """The pictures of the quickstart: 1-4 objects of 6 shapes and 7 colours at 9 places."""
     from retinue.world.options import WorldOptions
 
-    return WorldOptions(size=(SIDE, SIDE), shapes=6, colours=7, small=0.72, jitter=0.4)
+    return WorldOptions(size=(SIDE, SIDE), shapes=6, colours=7, small=0.72, jitter=0.4, repeat=0.1)
 
 
 def make_data(
@@ -65,7 +67,7 @@ def make_data(
     asked = pictures_asked(questions, seed=seed, options=options, tasks=tasks, turns=turns)
     mark = folder / "made.json"
     facts = {"pictures": pictures, "asked": asked, "seed": seed, "options": options.model_dump()}
-    facts = json.loads(json.dumps({**facts, "turns": turns, "tasks": list(tasks)}))
+    facts = json.loads(json.dumps({**facts, "turns": turns, "alone": ALONE, "tasks": list(tasks)}))
     if mark.exists() and json.loads(mark.read_text("utf-8")) == facts:
         progress(pictures, pictures)
         return folder / "train.json", folder / "test.jsonl"
@@ -78,9 +80,8 @@ def make_data(
     }
     mark.unlink(missing_ok=True)
     # apart: else the answers could be copied from other turns, and the model need not look
-    write_split(
-        folder, name="train", num_pictures=pictures, progress=progress, apart=True, **common
-    )
+    learning: dict[str, Any] = {**common, "apart": True, "alone": ALONE}
+    write_split(folder, name="train", num_pictures=pictures, progress=progress, **learning)
     write_split(folder, name="test", num_pictures=asked, **common)
     mark.write_text(json.dumps(facts), encoding="utf-8")
     return folder / "train.json", folder / "test.jsonl"

@@ -38,12 +38,22 @@ def train_verb(
         Path | None, typer.Option(help="Folder of the run; default: report.dir, or runs/RECIPE.")
     ] = None,
     device: Device = "auto",
+    processes: Annotated[
+        int, typer.Option(min=1, help="Replicas on this machine that share every update (CPU).")
+    ] = 1,
 ) -> None:
-    """Train a model. Run the same command again to go on where it was stopped."""
+    """Train a model. Run the same command again to go on where it was stopped.
+
+    Under torchrun every process is a replica; --processes starts them by itself.
+    """
+    from retinue.cli.launch import replicas
     from retinue.cli.run_spec import compose_run
 
     _, spec = compose_run(recipe, overrides or [])
-    result = train(spec, name=recipe, out=out, device=device)
+    again = ["train", recipe, *(overrides or []), "--device", device]
+    again += ["--out", str(out)] if out else []
+    with replicas(processes, again):
+        result = train(spec, name=recipe, out=out, device=device)
     if result.model is not None:
         note(f"model: {result.model}\nnext:  retinue chat {result.model} --image PICTURE")
     raise typer.Exit(result.exit_code)
@@ -66,12 +76,13 @@ def train(
 
     from retinue.core.errors import RetinueError
     from retinue.core.files import write_json
+    from retinue.core.log import rank
     from retinue.core.paths import run_dir
     from retinue.hub.build import build
     from retinue.hub.save import save
     from retinue.ops.backend import default_threads, pick_device
     from retinue.ops.malloc import tune_malloc
-    from retinue.train.ranks import Ranks
+    from retinue.train.ranks import ranks_of_launch
     from retinue.train.run import run_stages
 
     folder = Path(out or spec.report.dir or run_dir(name))
@@ -94,11 +105,12 @@ def train(
             folder=folder,
             save_model=save,
             evaluator=evaluator or sample_answers(spec.data, folder=folder),
-            ranks=Ranks(),
+            ranks=ranks_of_launch(),
         )
     except RetinueError as error:
         with suppress(RetinueError):  # a full disk is told as what it stopped
-            write_json(folder / "run.json", {"status": "failed", "error": str(error)})
+            if rank() == 0:
+                write_json(folder / "run.json", {"status": "failed", "error": str(error)})
         raise
 
 

@@ -38,7 +38,7 @@ def finish(
         with whole_folder(place) as part:
             save_model(run.model, run.processor, part)
     evaluation = Evaluation()
-    if evaluator is not None:
+    if evaluator is not None and run.ranks.rank == 0:
         evaluation = evaluator(run.model, run.processor)
         metrics |= evaluation.metrics
     _record(run, metrics, status="done")

@@ -62,6 +62,7 @@ def run_stages(
         stop=StopRequest(),
     )
     dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    ranks.share(model)
     state = find_state(spec, run.checkpoints)
     if first:
         run.checkpoints.clear()
@@ -97,7 +98,11 @@ def _run_stage(run: Run, number: int, stage: StageSpec, state: TrainState | None
     run.trained |= dict.fromkeys(plain(name) for name in table.names)
     data_spec = spec.data_of(stage)
     _announce(run, stage, table, packing=data_spec.packing)
+    if run.ranks.rank:
+        run.ranks.wait()  # the first rank measures the samples, the others read what it found
     dataset = run.open_data(data_spec)
+    if not run.ranks.rank:
+        run.ranks.wait()
     schedule = dataset.schedule(global_batch=stage.global_batch, micro_batch=stage.micro_batch)
     total = stage.steps or schedule.num_steps(stage.epochs or 1)
     loader = dataset.loader(schedule, rank=run.ranks.rank, world=run.ranks.size)
@@ -133,6 +138,7 @@ def _loop(run: Run, number: int, trainer: Trainer, dataset: Dataset) -> None:
     for update in trainer.fit():
         run.step += 1
         meter.add(update)
+        run.stop.signal = run.ranks.largest(run.stop.signal or 0) or None
         stopping = run.stop.signal is not None
         if due(spec.report.every) or stopping:
             run.say(meter.row())

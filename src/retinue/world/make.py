@@ -37,6 +37,7 @@ class _Job:
     turns: int
     caption_first: bool
     apart: bool
+    alone: float
 
 
 def write_split(
@@ -50,13 +51,15 @@ def write_split(
     turns_per_picture: int = 8,
     caption_first: bool = True,
     apart: bool = False,
+    alone: float = 0.0,
     workers: int = 0,
     progress: Progress | None = None,
 ) -> Path:
     """Write a split and return `folder/name.json`; `folder/name.jsonl` stands beside it.
 
     name.json: LLaVA's list of {id, image, conversations} with up to `turns_per_picture` turns, the
-    dense caption (if it is a task) first or last, and, `apart`, no two questions about one object;
+    dense caption (if it is a task) first or last, and, `apart`, no two questions about one object
+    (or, with chance `alone`, only the caption);
     questions about several pictures are records of
     their own whose `image` is a list. name.jsonl: one question a row, {id, messages, answer,
     references, task, scorer, meta}. Pictures are `images/<id>.png`, paths relative to `folder`.
@@ -82,6 +85,7 @@ def write_split(
         turns=turns_per_picture,
         caption_first=caption_first,
         apart=apart,
+        alone=alone,
     )
     records: list[Row] = []
     rows: list[Row] = []
@@ -122,6 +126,7 @@ def make_picture(
     turns: int = 8,
     caption_first: bool = True,
     apart: bool = False,
+    alone: float = 0.0,
 ) -> tuple[Scene, list[QA]]:
     """Picture `index` of a split with its questions: a pure function of the arguments."""
     rng = Random(stream_seed(seed, "world", name, index))
@@ -134,6 +139,7 @@ def make_picture(
         options=options,
         caption_first=caption_first,
         apart=apart,
+        alone=alone,
     )
 
 
@@ -149,7 +155,7 @@ def _chunk(work: tuple[_Job, int, int]) -> tuple[list[Row], list[Row]]:
     for index in range(start, stop):
         scene, turns = make_picture(
             index, name=job.name, seed=job.seed, options=job.options, tasks=job.tasks,
-            turns=job.turns, caption_first=job.caption_first, apart=job.apart,
+            turns=job.turns, caption_first=job.caption_first, apart=job.apart, alone=job.alone,
         )  # fmt: skip
         key = f"{job.name}-{index:06d}"
         single = [qa for qa in turns if not qa.scenes]
