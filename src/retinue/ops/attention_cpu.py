@@ -4,9 +4,9 @@ Legend: B rows, T queries and S keys of a row, P pieces, H query heads, G key/va
 R = H / G, D head width; inside a group of pieces: n pieces of L queries and K keys.
 
 Torch's own CPU kernel is the faster forward at every length, but in reduced precision its
-gradient is slow for short pieces: those take matrix products and a softmax, several pieces at
-once. Gradients are written into buffers made once. Pieces are read from a tensor, so that a
-compiled layer is not specialised on them.
+gradient is slow: short pieces take matrix products and a softmax, several pieces at once, long
+causal ones take `attention_blocks`. Gradients are written into buffers made once. Pieces are
+read from a tensor, so that a compiled layer is not specialised on them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from retinue.ops import backend
+from retinue.ops.attention_blocks import causal_backward
 from retinue.ops.groups import Group, groups_of, put, take, whole_rows
 from retinue.ops.plan import PREFIX, PREFIX_STOP
 
@@ -97,9 +98,12 @@ def piece_attention_backward(
                 k, v, out = _spread(k, H), _spread(v, H), take(out_BHTD, group)
                 lse = lse_BHT[group.rows, :, group.start : group.stop]
                 mask, plain = _flash_mask(q, k, slopes_H, causal)
-                grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                    g, q, k, v, out, lse, 0.0, plain, attn_mask=mask, scale=scale
-                )
+                if plain and q_BHTD.dtype.itemsize < 4:
+                    grads = causal_backward(g, q, k, v, out, lse, scale=scale)
+                else:
+                    grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                        g, q, k, v, out, lse, 0.0, plain, attn_mask=mask, scale=scale
+                    )
                 grads = (grads[0], _summed(grads[1], G), _summed(grads[2], G))
             for buffer, grad in zip((dq, dk, dv), grads, strict=True):
                 put(buffer, group, grad)

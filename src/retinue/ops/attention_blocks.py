@@ -1,0 +1,57 @@
+"""Gradient of causal attention in reduced precision on a CPU, by products of blocks of queries.
+
+Legend: n pieces, H heads, M = n * H, L tokens of a piece, Q queries of a block, K keys they see,
+D head width, E = D + 2.
+
+Torch's own kernel for this gradient reaches about 90 GF/s in bfloat16 where products of matrices
+reach several hundred; this form takes four fifths of its time or less.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+QUERIES = 256
+"""Queries of one block (measured against 128 and 512)."""
+
+
+def causal_backward(
+    grad_nHLD: Tensor,
+    q_nHLD: Tensor,
+    k_nHLD: Tensor,
+    v_nHLD: Tensor,
+    out_nHLD: Tensor,
+    lse_nHL: Tensor,
+    *,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v (n, H, L, D) from the output and log-sum-exp of the forward.
+
+    Weights are computed again from `lse` in fp32; gradients of keys and values are summed in
+    fp32. Reference: FlashAttention, arXiv 2205.14135, algorithm 4.
+    """
+    kind, shape = q_nHLD.dtype, q_nHLD.shape
+    L, D = shape[2:]
+    q, k, v, g = (x.reshape(-1, L, D) for x in (q_nHLD, k_nHLD, v_nHLD, grad_nHLD))
+    lse_ML1 = lse_nHL.reshape(-1, L, 1)
+    # two more columns (high and low half) let the product subtract what softmax's gradient does
+    drop_ML1 = -(g.float() * out_nHLD.reshape(-1, L, D)).sum(-1, keepdim=True)
+    high_ML1 = drop_ML1.to(kind)
+    g_MLE = torch.cat([g, high_ML1, (drop_ML1 - high_ML1).to(kind)], -1)
+    v_MEL = torch.cat([v, v.new_ones(len(v), L, 2)], -1).transpose(1, 2)
+    scaled, k_MDL = q * scale, k.transpose(1, 2)
+    dq = torch.empty_like(q)
+    dk, dv = (q.new_zeros(q.shape, dtype=torch.float32) for _ in range(2))
+    for at in range(0, L, QUERIES):
+        K = min(at + QUERIES, L)
+        block = slice(at, K)
+        scores_MQK = torch.bmm(scaled[:, block], k_MDL[..., :K]).float()
+        w_MQK = scores_MQK.sub_(lse_ML1[:, block]).exp_().to(kind)
+        w_MQK[..., at:].tril_()
+        ds_MQK = torch.bmm(g_MLE[:, block], v_MEL[..., :K]).mul_(w_MQK)
+        dv[:, :K] += torch.bmm(w_MQK.transpose(1, 2), g[:, block])
+        dk[:, :K] += torch.bmm(ds_MQK.transpose(1, 2), scaled[:, block])
+        torch.bmm(ds_MQK, k[:, :K], out=dq[:, block])
+    dq.mul_(scale)
+    return dq.view(shape), dk.view(shape), dv.view(shape)
