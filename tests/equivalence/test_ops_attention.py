@@ -16,6 +16,7 @@ from retinue.ops.attention import (
     plan_full,
     plan_tree,
 )
+from retinue.ops.attention_blocks import QUERIES
 
 CPU = torch.device("cpu")
 D = 16
@@ -102,6 +103,20 @@ def test_short_pieces_by_products(
     for truth, plain, fast in results:
         allowed = 2 * (plain.float() - truth).abs().max() + 1e-6
         assert (fast.float() - truth).abs().max() <= allowed
+
+
+@pytest.mark.parametrize("groups", [2, 4])
+def test_long_pieces_by_blocks(groups: int) -> None:
+    """Pieces of several blocks of queries in bfloat16: at most twice plain's error."""
+    lengths = [2 * QUERIES + 37, QUERIES + 1]
+    plan, T = packed(*lengths), sum(lengths)
+    qkv = inputs(1, T, T, heads=4, groups=groups, dtype=torch.bfloat16)
+    grad = torch.randn(1, T, 4, D).bfloat16()
+    exact = run([x.detach().float().requires_grad_() for x in qkv], grad, plan, "plain")
+    results = zip(exact, run(qkv, grad, plan, "plain"), run(qkv, grad, plan, "fast"), strict=True)
+    for truth, plain, fast in results:
+        allowed = 2 * (plain.float() - truth).norm() + 1e-6
+        assert (fast.float() - truth).norm() <= allowed
 
 
 def test_without_kernels_is_plain_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,7 +98,8 @@ def piece_attention_backward(
                 k, v, out = _spread(k, H), _spread(v, H), take(out_BHTD, group)
                 lse = lse_BHT[group.rows, :, group.start : group.stop]
                 mask, plain = _flash_mask(q, k, slopes_H, causal)
-                if plain and q_BHTD.dtype.itemsize < 4:
+                # not in float16, whose range is too small for gradients between two products
+                if plain and q_BHTD.dtype == torch.bfloat16:
                     grads = causal_backward(g, q, k, v, out, lse, scale=scale)
                 else:
                     grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
