@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 SIDE = 72
 TURNS = 6
 VOCABULARY = 512
-ALONE = 0.3
-"""Share of training pictures that are only described."""
+ALONE = 0.5
+"""Share of the pictures of every kind that are described; the others are asked about."""
+LOOKING = 0.6
+"""Share of training pictures whose questions all look up one of several objects."""
+LOOKED_UP = ("colour", "shape", "place", "rec")
 SAMPLE = 4000
 """Records whose text is enough to learn the vocabulary from."""
 LOOKED = 20
@@ -67,7 +70,9 @@ def make_data(
     asked = pictures_asked(questions, seed=seed, options=options, tasks=tasks, turns=turns)
     mark = folder / "made.json"
     facts = {"pictures": pictures, "asked": asked, "seed": seed, "options": options.model_dump()}
-    facts = json.loads(json.dumps({**facts, "turns": turns, "alone": ALONE, "tasks": list(tasks)}))
+    facts = json.loads(
+        json.dumps({**facts, "turns": turns, "shares": [ALONE, LOOKING], "tasks": list(tasks)})
+    )
     if mark.exists() and json.loads(mark.read_text("utf-8")) == facts:
         progress(pictures, pictures)
         return folder / "train.json", folder / "test.jsonl"
@@ -79,12 +84,49 @@ def make_data(
         "caption_first": False,
     }
     mark.unlink(missing_ok=True)
-    # apart: else the answers could be copied from other turns, and the model need not look
-    learning: dict[str, Any] = {**common, "apart": True, "alone": ALONE}
-    write_split(folder, name="train", num_pictures=pictures, progress=progress, **learning)
+    draw_training(folder, pictures, common, progress=progress)
     write_split(folder, name="test", num_pictures=asked, **common)
     mark.write_text(json.dumps(facts), encoding="utf-8")
     return folder / "train.json", folder / "test.jsonl"
+
+
+def draw_training(
+    folder: Path, pictures: int, common: dict[str, Any], *, progress: Progress
+) -> None:
+    """Write train.json; for the quickstart's tasks with more of what small models learn last.
+
+    Those are pictures of several objects, of which a question names one. Turns stand `apart`: else
+    answers could be copied from other turns, and the model need not look.
+    """
+    from retinue.world.make import write_split
+    from retinue.world.tasks import QUICK
+
+    options, quick = common["options"], tuple(common["tasks"]) == QUICK
+    looking = round(pictures * LOOKING) if quick and options.max_objects > 1 else 0
+    write_split(
+        folder,
+        name="train",
+        num_pictures=pictures - looking,
+        apart=True,
+        alone=ALONE if quick else None,
+        progress=lambda done, _: progress(done, pictures),
+        **common,
+    )
+    if not looking:
+        return
+    several = options.model_copy(update={"min_objects": max(2, options.min_objects)})
+    write_split(
+        folder,
+        name="look",
+        num_pictures=looking,
+        apart=True,
+        progress=lambda done, _: progress(pictures - looking + done, pictures),
+        **{**common, "options": several, "tasks": LOOKED_UP},
+    )
+    both = [json.loads((folder / f"{name}.json").read_text("utf-8")) for name in ("train", "look")]
+    (folder / "train.json").write_text(json.dumps(both[0] + both[1]), encoding="utf-8")
+    for suffix in ("json", "jsonl"):
+        (folder / f"look.{suffix}").unlink()
 
 
 def pictures_asked(

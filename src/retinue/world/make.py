@@ -37,7 +37,7 @@ class _Job:
     turns: int
     caption_first: bool
     apart: bool
-    alone: float
+    alone: float | None
 
 
 def write_split(
@@ -51,7 +51,7 @@ def write_split(
     turns_per_picture: int = 8,
     caption_first: bool = True,
     apart: bool = False,
-    alone: float = 0.0,
+    alone: float | None = None,
     workers: int = 0,
     progress: Progress | None = None,
 ) -> Path:
@@ -59,7 +59,7 @@ def write_split(
 
     name.json: LLaVA's list of {id, image, conversations} with up to `turns_per_picture` turns, the
     dense caption (if it is a task) first or last, and, `apart`, no two questions about one object
-    (or, with chance `alone`, only the caption);
+    (`alone`: a picture has its caption, with this chance, or its questions);
     questions about several pictures are records of
     their own whose `image` is a list. name.jsonl: one question a row, {id, messages, answer,
     references, task, scorer, meta}. Pictures are `images/<id>.png`, paths relative to `folder`.
@@ -126,7 +126,7 @@ def make_picture(
     turns: int = 8,
     caption_first: bool = True,
     apart: bool = False,
-    alone: float = 0.0,
+    alone: float | None = None,
 ) -> tuple[Scene, list[QA]]:
     """Picture `index` of a split with its questions: a pure function of the arguments."""
     rng = Random(stream_seed(seed, "world", name, index))

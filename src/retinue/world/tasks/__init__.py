@@ -70,13 +70,13 @@ def choose_turns(
     options: WorldOptions,
     caption_first: bool = True,
     apart: bool = False,
-    alone: float = 0.0,
+    alone: float | None = None,
 ) -> list[QA]:
     """At most `turns` different questions, spread evenly over the tasks.
 
     apart: no two of them, captions aside, are about the same object, so that a conversation never
-    holds the answer to a later question of its own. alone: chance that the dense caption, where
-    it is a task, is the only turn.
+    holds the answer to a later question of its own. alone: with this chance the dense caption,
+    where it is a task, is the only turn, else it is none.
 
     The dense caption, where it is a task, always has a turn: the first, or the last, so that no
     answer can be copied from it.
@@ -87,8 +87,10 @@ def choose_turns(
         rng.shuffle(pile)
         piles.append(pile)
     first = [qa for pile in piles for qa in pile if qa.task == FIRST][:turns]
-    if first and alone and rng.random() < alone:
-        return first
+    if first and alone is not None:
+        if rng.random() < alone:
+            return first
+        first = []
     piles = [pile for pile in piles if pile and pile[0].task != FIRST]
     rng.shuffle(piles)
     chosen: list[QA] = []
