@@ -47,8 +47,8 @@ def forward_backward(
     }
     for name in ("retinue", "retinue-compiled") if eager else ("retinue-compiled",):
         memo[name] = Memo()
-        twin = peer.twin_of(theirs, dims)
-        side = FitSide(twin, batches, memo=memo[name], compiled=name != "retinue")
+        ours = ours if len(sides) == 1 else peer.twin_of(theirs, dims)
+        side = FitSide(ours, batches, memo=memo[name], compiled=name != "retinue")
         sides[name] = side.gradients
     timings = common.alternate(sides, rounds=rounds)
     return timings, agree(memo, peer=PEER, what="dims S, forward + backward")
