@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 SIDE = 72
 TURNS = 6
 VOCABULARY = 512
-ALONE = 0.5
+ALONE = 0.35
 """Share of the pictures of every kind that are described; the others are asked about."""
-LOOKING = 0.6
+LOOKING = 0.4
 """Share of training pictures whose questions all look up one of several objects."""
 LOOKED_UP = ("colour", "shape", "place", "rec")
 SAMPLE = 4000
