@@ -123,6 +123,11 @@ class Plan:
         )
         return self.spec.layout.num_tokens(grid, per_view)
 
+    @property
+    def budgets(self) -> list[int]:
+        """Budgets of this model, tokens per view, ascending; one only if it is not elastic."""
+        return self.spec.connector.budgets(self.shapes)
+
     def placeholders_for(self, grid: Grid, budget: int | None = None) -> int:
         """Ids that stand for one item in the sequence."""
         return self.spec.fusion.num_placeholders(self.tokens_for(grid, budget))

@@ -12,5 +12,6 @@ CONNECTORS: Registry[type] = Registry(
         "channel": "retinue.model.connectors.channel:Channel",
         "sequence": "retinue.model.connectors.sequence:Sequence",
         "pool": "retinue.model.connectors.pool:Pool",
+        "elastic": "retinue.model.connectors.elastic:Elastic",
     },
 )

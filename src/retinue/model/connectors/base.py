@@ -39,6 +39,15 @@ class ConnectorSpec(Spec):
     def width(self, shapes: Mapping[str, EncoderShape], lm_width: int) -> int:
         """Width of the node's output."""
 
+    @property
+    def elastic(self) -> bool:
+        """Whether the output's length follows the budget, so `reduce` does more than cut."""
+        return False
+
+    def budgets(self, shapes: Mapping[str, EncoderShape]) -> list[int]:
+        """Budgets that make sense here, ascending: those trained with, else all that can be met."""
+        return [self.num_tokens(shapes, None).length]
+
     def takes(self) -> set[tuple[str, int]]:
         """(encoder, layer) pairs that the leaves below read."""
         return {pair for child in self.children for pair in child.takes()}

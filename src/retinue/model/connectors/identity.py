@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from retinue.model.connectors.base import ConnectorSpec, EncoderFeatures
+from retinue.model.connectors.base import ConnectorSpec
 from retinue.model.connectors.unary import Unary, UnarySpec
-from retinue.types import Features
 
 
 class IdentitySpec(UnarySpec):
@@ -17,6 +16,3 @@ class Identity(Unary):
     """Its operand unchanged (LLaVA's projector type `identity`, haotian-liu/LLaVA)."""
 
     Spec: ClassVar[type[ConnectorSpec]] = IdentitySpec
-
-    def encode(self, features: EncoderFeatures) -> Features:
-        return self.of.encode(features)

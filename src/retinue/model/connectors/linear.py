@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
-from retinue.model.connectors.base import ConnectorSpec, EncoderFeatures
+from retinue.model.connectors.base import ConnectorSpec
 from retinue.model.connectors.unary import Unary, UnarySpec
 from retinue.model.encoders.base import EncoderShape
-from retinue.types import Features
 
 
 class Dense(nn.Linear):
@@ -40,6 +38,6 @@ class Linear(Unary):
             spec.of.width(shapes, lm_width), spec.width(shapes, lm_width), bias=spec.bias
         )
 
-    def encode(self, features: EncoderFeatures) -> Features:
-        below = self.of.encode(features)
-        return replace(below, x_NLD=self.net(below.x_NLD))
+    def map(self, x_NLD: Tensor) -> Tensor:
+        found: Tensor = self.net(x_NLD)
+        return found

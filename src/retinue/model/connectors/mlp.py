@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from itertools import pairwise
 from typing import ClassVar, Literal
 
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
-from retinue.model.connectors.base import ConnectorSpec, EncoderFeatures
+from retinue.model.connectors.base import ConnectorSpec
 from retinue.model.connectors.linear import Dense
 from retinue.model.connectors.unary import Unary, UnarySpec
 from retinue.model.encoders.base import EncoderShape
-from retinue.types import Features
 
 
 class MlpSpec(UnarySpec):
@@ -48,6 +46,6 @@ class Mlp(Unary):
             layers += [nn.GELU()] * bool(number) + [Dense(wide, narrow, bias=spec.bias)]
         self.net = nn.Sequential(*layers)
 
-    def encode(self, features: EncoderFeatures) -> Features:
-        below = self.of.encode(features)
-        return replace(below, x_NLD=self.net(below.x_NLD))
+    def map(self, x_NLD: Tensor) -> Tensor:
+        found: Tensor = self.net(x_NLD)
+        return found

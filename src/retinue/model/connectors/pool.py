@@ -21,6 +21,10 @@ class PoolSpec(UnarySpec):
     kind: Literal["pool"] = "pool"
     stride: int = Field(default=2, ge=1)
 
+    @property
+    def elastic(self) -> bool:
+        return False
+
     def num_tokens(self, shapes: Mapping[str, EncoderShape], budget: int | None) -> TokenShape:
         below = self.of.num_tokens(shapes, None)
         if below.grid is None or below.prefix:
