@@ -188,6 +188,9 @@ class Visual(Movable):
     grids, budgets: one per item (budget None = the model's default)
     spans: (I, 3) int64 rows of [batch row, first column, number of placeholders]
     index: (sum of placeholders,) int64, flat position row * T + column of every visual token
+    shown: the picture that each item shows, where items share pictures (one picture at several
+        budgets): pixels hold each picture once. None: item i shows picture i
+    features: the connector's encoding of all views, where it is known already; pixels are not read
     """
 
     pixels: dict[str, Tensor]
@@ -195,6 +198,8 @@ class Visual(Movable):
     budgets: list[int | None]
     spans: Tensor
     index: Tensor
+    shown: list[int] | None = None
+    features: Features | None = None
 
     @property
     def num_views(self) -> list[int]:
@@ -209,6 +214,8 @@ class Batch(Movable):
     supervised: (S,) flat indices of the positions that have a target
     positions: (B, T) position ids; segments: (B, T), 0 = padding, k = the k-th document of the row
     cu_seqlens: (K + 1,) int32 document boundaries on the flattened row when packed, else None
+    branches: (B, T), documents that are trees: 0 = the trunk, which comes first, k = the k-th
+        branch, which sees the trunk and itself; its positions go on from the trunk. None: no tree
     visual: None where the batch has no picture
     """
 
@@ -220,6 +227,7 @@ class Batch(Movable):
     supervised: Tensor | None = None
     weights: Tensor | None = None
     cu_seqlens: Tensor | None = None
+    branches: Tensor | None = None
     visual: Visual | None = None
 
     @property
@@ -267,6 +275,7 @@ class LMInputs(Movable):
     """What a fusion hands to the language model; positions belong to the fusion.
 
     embeds (B, T, D), positions and segments (B, T); cu_seqlens (K + 1,) when packed;
+    branches (B, T) where documents are trees, as in `Batch`;
     visual_BT: (B, T) bool, True at visual tokens, for fusions with visual experts.
     """
 
@@ -276,6 +285,7 @@ class LMInputs(Movable):
     cu_seqlens: Tensor | None = None
     visual_BT: Tensor | None = None
     memory: Memory | None = None
+    branches_BT: Tensor | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -294,10 +304,14 @@ class Cache:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
-    """What a forward or an objective returns; `metrics`: named detached scalars to log."""
+    """What a forward or an objective returns; `metrics`: named detached scalars to log.
+
+    losses: (S,) loss of every supervised position before weights, detached
+    """
 
     loss_sum: Tensor | None = None
     num_supervised: Tensor | None = None
+    losses: Tensor | None = None
     logits: Tensor | None = None
     hidden: Tensor | None = None
     cache: Cache | None = None

@@ -43,7 +43,8 @@ class Head(nn.Module):
         count = torch.tensor(len(targets_S), device=h_BTD.device)
         if weights_S is not None:
             count = weights_S.sum()
-        return Output(loss_sum=lm.loss_sum(h_SD, targets_S, weights_S), num_supervised=count)
+        loss, losses_S = lm.losses(h_SD, targets_S, weights_S)
+        return Output(loss_sum=loss, num_supervised=count, losses=losses_S)
 
 
 def last_real(segments_BT: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from retinue.model.connectors.base import EncoderFeatures, build
+from retinue.model.connectors.base import EncoderFeatures, build, reduce_items
 from retinue.model.encoders import ENCODERS
 from retinue.model.fusions import FUSIONS
 from retinue.model.head import Head, Keep
@@ -80,7 +80,10 @@ class Retinue(Generation, PreTrainedModel, GenerationMixin):
         if visual is None:
             return None
         budgets = [self.plan.spec.budget if b is None else b for b in visual.budgets]
-        views = self.connector(self.encode(visual), visual.num_views, budgets)
+        features = visual.features
+        if features is None:
+            features = self.connector.encode(self.encode(visual))
+        views = reduce_items(self.connector, features, visual=visual, budgets=budgets)
         words: VisualTokens = self.layout(views, visual.grids)
         return words
 

@@ -46,6 +46,36 @@ def linear_cross_entropy_sum(
     hidden_SD: rows already selected (see `spans.supervised_index`). weights_S scales each row;
     the number is then their sum. softcap: logits become softcap * tanh(logits / softcap).
     """
+    loss_sum, _ = linear_cross_entropy(
+        hidden_SD,
+        weight_VD,
+        targets_S,
+        bias=bias,
+        weights_S=weights_S,
+        chunk=chunk,
+        softcap=softcap,
+        backend=backend,
+    )
+    counted_S = targets_S != IGNORE
+    number = counted_S if weights_S is None else weights_S.float() * counted_S
+    return loss_sum, number.sum()
+
+
+def linear_cross_entropy(
+    hidden_SD: Tensor,
+    weight_VD: Tensor,
+    targets_S: Tensor,
+    *,
+    bias: Tensor | None = None,
+    weights_S: Tensor | None = None,
+    chunk: int = CHUNK,
+    softcap: float | None = None,
+    backend: Form | None = None,
+) -> tuple[Tensor, Tensor]:
+    """As `linear_cross_entropy_sum`: (sum in fp32, loss of each row (S,) in fp32).
+
+    The losses of rows are before weights, 0 where the target is IGNORE, and have no gradient.
+    """
     kind = hidden_SD.device.type
     if torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
@@ -56,13 +86,16 @@ def linear_cross_entropy_sum(
             logits_SV = torch.nn.functional.linear(hidden_SD, weight_VD, bias).float()
         if softcap is not None:
             logits_SV = softcap * (logits_SV / softcap).tanh()
-        return cross_entropy_sum(logits_SV, targets_S, weights_S=weights_S)
+        loss_S = torch.nn.functional.cross_entropy(
+            logits_SV, targets_S, ignore_index=IGNORE, reduction="none"
+        )
+        return _sums(loss_S, targets_S, weights_S)[0], loss_S.detach()
     counted_S = targets_S != IGNORE
     scales_S = counted_S.float() if weights_S is None else weights_S.float() * counted_S
-    loss_sum: Tensor = _ChunkedLinearCrossEntropy.apply(
+    loss_sum, losses_S = _ChunkedLinearCrossEntropy.apply(
         hidden_SD, weight_VD, bias, targets_S.clamp(min=0), scales_S, chunk, softcap
     )
-    return loss_sum, counted_S.sum() if weights_S is None else scales_S.sum()
+    return loss_sum, losses_S * counted_S
 
 
 class _ChunkedLinearCrossEntropy(torch.autograd.Function):
@@ -78,10 +111,10 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
         scales_S: Tensor,
         chunk: int,
         softcap: float | None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         wants_hidden, wants_weight, wants_bias, _, wants_scales, *_ = ctx.needs_input_grad
         wants = wants_hidden or wants_weight or wants_bias
-        total = torch.zeros((), dtype=torch.float32, device=hidden_SD.device)
+        losses_S = torch.zeros(len(hidden_SD), dtype=torch.float32, device=hidden_SD.device)
         d_hidden = torch.empty_like(hidden_SD) if wants_hidden else None
         # one chunk is one product; several are summed in fp32
         d_weight = None
@@ -97,7 +130,7 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
                     logits_CV = (logits_CV / softcap).tanh_().mul_(softcap)
                 slope_CV = None if softcap is None else 1 - (logits_CV / softcap).square_()
                 d_CV = logits_CV.log_softmax(1)
-                total -= (d_CV.gather(1, t_C1) * scale_C1).sum()
+                losses_S[at : at + chunk] = -d_CV.gather(1, t_C1)[:, 0]
                 if not wants:
                     continue
                 d_CV.exp_().scatter_add_(1, t_C1, torch.full_like(scale_C1, -1.0))
@@ -118,10 +151,11 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
         d_bias = None if d_bias is None or bias_V is None else d_bias.to(bias_V.dtype)
         assert not wants_scales, "weights of rows have no gradient"
         ctx.save_for_backward(d_hidden, d_weight, d_bias)
-        return total
+        ctx.mark_non_differentiable(losses_S)
+        return (losses_S * scales_S).sum(), losses_S
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
         grads = (None if d is None else d * grad.to(d.dtype) for d in ctx.saved_tensors)
         return (*grads, None, None, None, None)
 

@@ -94,28 +94,57 @@ def plan_causal() -> AttentionPlan:
     return AttentionPlan(kind="causal")
 
 
-def plan_documents(segments_BT: Tensor, *, cu_seqlens: Tensor | None = None) -> AttentionPlan:
+def plan_documents(
+    segments_BT: Tensor, *, cu_seqlens: Tensor | None = None, branches_BT: Tensor | None = None
+) -> AttentionPlan:
     """Causal attention inside each document of padded or packed rows.
 
     segments_BT: 0 = padding, otherwise the number of the document, each one contiguous.
     cu_seqlens: (K + 1,) boundaries of a packed row, spares reading the segments.
+    branches_BT: 0 = the trunk of a document, which comes first, k = its k-th branch, each one
+    contiguous; a branch sees the trunk and itself.
     """
     rows, T = segments_BT.shape
+    if branches_BT is not None:
+        trees = _tree_pieces(segments_BT, branches_BT)
+        return _from_pieces(trees, rows=rows, T=T, device=segments_BT.device)
     if cu_seqlens is not None:
         assert rows == 1, "cu_seqlens describes one packed row"
         cuts: list[int] = cu_seqlens.tolist()
         pieces = [(0, a, b, a, a) for a, b in itertools.pairwise(cuts) if b > a]
         return _from_pieces(pieces, rows=rows, T=T, device=segments_BT.device)
-    pieces = []
+    pieces = [(row, first, stop, first, first) for row, first, stop, _ in runs_of(segments_BT)]
+    return _from_pieces(pieces, rows=rows, T=T, device=segments_BT.device)
+
+
+def runs_of(segments_BT: Tensor) -> list[tuple[int, int, int, int]]:
+    """(row, first column, column after the last, number) of every run of one number above 0."""
+    rows, T = segments_BT.shape
     change = torch.ones_like(segments_BT, dtype=torch.bool)
     change[:, 1:] = segments_BT[:, 1:] != segments_BT[:, :-1]
     at = change.flatten().nonzero().flatten()
     starts, values = at.tolist(), segments_BT.flatten()[at].tolist()
+    runs = []
     for start, stop, value in zip(starts, [*starts[1:], rows * T], values, strict=True):
         if value > 0:
             row, first = divmod(start, T)
-            pieces.append((row, first, stop - row * T, first, first))
-    return _from_pieces(pieces, rows=rows, T=T, device=segments_BT.device)
+            runs.append((row, first, stop - row * T, value))
+    return runs
+
+
+def _tree_pieces(segments_BT: Tensor, branches_BT: Tensor) -> list[tuple[int, int, int, int, int]]:
+    most = int(branches_BT.max()) + 1
+    pieces = []
+    trunk = (0, 0, 0, 0)
+    for row, first, stop, both in runs_of(segments_BT * most + branches_BT * (segments_BT > 0)):
+        segment, branch = divmod(both, most)
+        if branch == 0:
+            trunk = (row, segment, first, stop)
+        if branch and trunk[:2] == (row, segment):
+            pieces.append((row, first, stop, *trunk[2:]))
+        else:
+            pieces.append((row, first, stop, first, first))
+    return pieces
 
 
 def plan_tree(

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
+import torch
 from pydantic import BeforeValidator, SerializeAsAny
 from torch import nn
 
@@ -16,7 +18,7 @@ from retinue.core.errors import ConfigError
 from retinue.core.spec import Spec
 from retinue.model.connectors import CONNECTORS
 from retinue.model.encoders.base import EncoderShape
-from retinue.types import Features, TokenShape
+from retinue.types import Features, TokenShape, Visual
 
 EncoderFeatures = Mapping[tuple[str, int], Features]
 """What encoders give to a connector: (encoder name, layer) -> Features."""
@@ -92,6 +94,33 @@ def split_items(features: Features, num_views: Sequence[int]) -> list[Features]:
     """Cut (N, L, D) into one Features per item, item i having num_views[i] views."""
     parts = features.x_NLD.split(list(num_views))
     return [Features(x_NLD=part, grid=features.grid, prefix=features.prefix) for part in parts]
+
+
+def reduce_items(
+    connector: Connector, features: Features, *, visual: Visual, budgets: Sequence[int | None]
+) -> list[Features]:
+    """`connector.reduce` for every item, also where items share pictures (`Visual.shown`)."""
+    if visual.shown is None:
+        return connector.reduce(features, visual.num_views, budgets)
+    views = {
+        picture: grid.num_views for picture, grid in zip(visual.shown, visual.grids, strict=True)
+    }
+    counts = [views[picture] for picture in range(len(views))]
+    parts = features.x_NLD.split(counts)
+    found: list[Features] = []
+    at = 0
+    while at < len(visual.shown):
+        # as many items at once as show different pictures in order: all of one budget, say
+        end = at + 1
+        while end < len(visual.shown) and visual.shown[end] > visual.shown[end - 1]:
+            end += 1
+        pictures = visual.shown[at:end]
+        some = features
+        if len(pictures) < len(counts):
+            some = replace(features, x_NLD=torch.cat([parts[picture] for picture in pictures]))
+        found += connector.reduce(some, [counts[p] for p in pictures], budgets[at:end])
+        at = end
+    return found
 
 
 def build(spec: ConnectorSpec, shapes: Mapping[str, EncoderShape], lm_width: int) -> Connector:

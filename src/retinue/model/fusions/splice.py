@@ -37,6 +37,7 @@ class Splice(Fusion):
             positions_BT=batch.positions,
             segments_BT=batch.segments,
             cu_seqlens=batch.cu_seqlens,
+            branches_BT=batch.branches,
         )
 
 

@@ -39,8 +39,14 @@ class LanguageModel(nn.Module):
         """(..., D) -> (..., V)."""
 
     @abstractmethod
+    def losses(
+        self, h_SD: Tensor, targets_S: Tensor, weights_S: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Weighted sum of S cross-entropies (fp32 scalar); each of them, (S,), without gradient."""
+
     def loss_sum(self, h_SD: Tensor, targets_S: Tensor, weights_S: Tensor | None) -> Tensor:
         """Sum of cross-entropies of S positions, fp32 scalar."""
+        return self.losses(h_SD, targets_S, weights_S)[0]
 
     @abstractmethod
     def new_cache(self) -> Cache:

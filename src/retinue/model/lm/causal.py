@@ -14,7 +14,7 @@ from transformers import DynamicCache
 
 from retinue.model.lm.base import LanguageModel
 from retinue.model.lm.support import causal_class, check_built
-from retinue.ops.cross_entropy import linear_cross_entropy_sum
+from retinue.ops.cross_entropy import linear_cross_entropy
 from retinue.ops.interface import register_attention
 from retinue.ops.plan import plan_cached, plan_documents
 from retinue.types import Cache, LMInputs
@@ -80,7 +80,11 @@ class CausalLM(LanguageModel):
 
     def forward(self, inputs: LMInputs, *, cache: Cache | None = None) -> Tensor:
         if cache is None:
-            plan = plan_documents(inputs.segments_BT, cu_seqlens=inputs.cu_seqlens)
+            plan = plan_documents(
+                inputs.segments_BT,
+                cu_seqlens=inputs.cu_seqlens,
+                branches_BT=inputs.branches_BT,
+            )
         else:
             plan = plan_cached(cache.segments_BS, inputs.segments_BT)
             cache.segments_BS = (
@@ -114,8 +118,10 @@ class CausalLM(LanguageModel):
         over = getattr(self.config, "logits_scaling", None) or 1.0
         return float(times) / float(over)
 
-    def loss_sum(self, h_SD: Tensor, targets_S: Tensor, weights_S: Tensor | None) -> Tensor:
-        loss, _ = linear_cross_entropy_sum(
+    def losses(
+        self, h_SD: Tensor, targets_S: Tensor, weights_S: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        return linear_cross_entropy(
             h_SD * self.scale if self.scale != 1.0 else h_SD,
             self.head.weight,
             targets_S,
@@ -123,7 +129,6 @@ class CausalLM(LanguageModel):
             weights_S=weights_S,
             softcap=getattr(self.config, "final_logit_softcapping", None),
         )
-        return loss
 
     def new_cache(self) -> Cache:
         return Cache(lm=DynamicCache(config=self.config))

@@ -118,7 +118,9 @@ class Twin:
                 mask = mask.masked_fill_(hidden_BS, -torch.inf)[:, None, None]
             return Sight(start=start, stop=stop, turns=turns, plan=None, mask=mask)
         if past_BS is None:
-            plan = plan_documents(segments_BT, cu_seqlens=inputs.cu_seqlens)
+            plan = plan_documents(
+                segments_BT, cu_seqlens=inputs.cu_seqlens, branches_BT=inputs.branches_BT
+            )
         else:
             plan = plan_cached(past_BS, segments_BT)
         return Sight(start=start, stop=stop, turns=turns, plan=plan, mask=None)
