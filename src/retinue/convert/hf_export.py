@@ -9,6 +9,7 @@ from retinue.convert.detect import TOWERS
 from retinue.convert.hf import LINEAR, base_prefix
 from retinue.convert.keymap import KeyMap, Rule
 from retinue.convert.llava_export import text_dict
+from retinue.convert.nested import unwrapped
 from retinue.convert.pictures import preprocessor_of
 from retinue.convert.towers import tower_rules
 from retinue.convert.translation import foreign
@@ -47,6 +48,11 @@ def export_hf(
         raise refuse(
             f"an encoder {spec.encoders[name].kind!r}",
             f"the format's tower is one of {', '.join(sorted(TOWERS))}",
+        )
+    if spec.budget is not None:
+        raise refuse(
+            f"a model that answers with {spec.budget} visual tokens per view",
+            "transformers' classes always use all, so the answers would differ",
         )
     takes, bias = _takes(spec)
     kind = _kind(spec, processor)
@@ -95,7 +101,7 @@ def export_hf(
 
 
 def _takes(spec: ModelSpec) -> tuple[list[dict[str, Any]], bool]:
-    node = spec.connector.model_dump()
+    node, _ = unwrapped(spec.connector.model_dump())
     below = node.get("of", {})
     takes = [below] if below.get("kind") == "take" else below.get("parts", [])
     plain = node["kind"] == "mlp" and node["depth"] == 2
@@ -168,8 +174,9 @@ def export_keys(config: RetinueConfig) -> KeyMap:
     spec = ModelSpec.parse(config.spec, where="model")
     name = encoder_of(spec)
     inner = base_prefix(config.text_config)
+    place = "connector.of" if spec.connector.kind == "elastic" else "connector"
     rules = [
-        Rule(f"multi_modal_projector.{theirs}.{{rest}}", f"connector.{ours}.{{rest}}")
+        Rule(f"multi_modal_projector.{theirs}.{{rest}}", f"{place}.{ours}.{{rest}}")
         for theirs, ours in LINEAR.items()
     ]
     rules += tower_rules(name, "vision_tower.", vision_model=spec.encoders[name].kind != "dinov2")

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from retinue.convert.keymap import KeyMap, Rule
+from retinue.convert.nested import BARE, nested, projector_place, scales_of, settle_rounding
 from retinue.convert.pictures import stream_of, whole_view
 from retinue.convert.towers import norm_fields, tower_rules
 from retinue.convert.translation import FOREIGN, Tower, Translation
@@ -63,7 +64,7 @@ def import_llava(config: Mapping[str, Any], tower: Tower, *, where: str) -> Tran
 
     Raises CheckpointError for a projector, merge or feature type the original does not have.
     """
-    connector = connector_of(config, where=where)
+    connector = nested(connector_of(config, where=where), scales_of(config, where=where))
     kind = text_type(config)
     anyres = config.get("image_aspect_ratio") == "anyres"
     merge = str(config.get("mm_patch_merge_type") or "flat")
@@ -90,9 +91,7 @@ def import_llava(config: Mapping[str, Any], tower: Tower, *, where: str) -> Tran
         tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
         **{FOREIGN: {"format": "llava", "config": dict(config)}},
     )
-    notes = []
-    if config.get("matryoshka_vis_token_scale"):
-        notes.append(f"{where}: nested visual scales are kept in the config, all tokens are used")
+    settle_rounding(ours, where=where)
     template: dict[str, Any] = {"name": TEMPLATES.get(kind)}
     if config.get("mm_use_im_start_end"):
         template["bounds"] = MARKS
@@ -104,8 +103,7 @@ def import_llava(config: Mapping[str, Any], tower: Tower, *, where: str) -> Tran
             "streams": {"rgb": stream_of(tower)},
             "max_tokens": config.get("tokenizer_model_max_length"),
         },
-        keys=llava_keys(),
-        notes=notes,
+        keys=llava_keys(projector=projector_place(config, where=where)),
     )
 
 
@@ -160,31 +158,35 @@ def pinpoints_of(value: Any, *, where: str) -> list[list[int]]:
         ) from error
 
 
-def llava_keys(*, vision_model: bool = True) -> KeyMap:
-    """Rules for the original's parameter names; what no rule names is the language model's."""
+def llava_keys(*, projector: str = BARE, vision_model: bool = True) -> KeyMap:
+    """Rules for the original's parameter names; what no rule names is the language model's.
+
+    projector: our place of `mm_projector`, see `projector_place`.
+    """
     return KeyMap(
         [
             *tower_rules(ENCODER, TOWER_PREFIX, vision_model=vision_model),
-            Rule("model.mm_projector.{rest}", "connector.net.{rest}"),
+            Rule("model.mm_projector.{rest}", f"{projector}.{{rest}}"),
             Rule("model.image_newline", "layout.newline"),
             Rule("{rest}", "lm.{rest}"),
         ]
     )
 
 
-def projector_keys() -> KeyMap:
+def projector_keys(*, projector: str = BARE) -> KeyMap:
     """Rules for `mm_projector.bin`: only what follows `mm_projector.` counts."""
     return KeyMap(
         [
-            Rule("{_}.mm_projector.{rest}", "connector.net.{rest}", written=False),
-            Rule("mm_projector.{rest}", "connector.net.{rest}", written=False),
+            Rule("{_}.mm_projector.{rest}", f"{projector}.{{rest}}", written=False),
+            Rule("mm_projector.{rest}", f"{projector}.{{rest}}", written=False),
             Rule("{_}.image_newline", "layout.newline", written=False),
             Rule("model.embed_tokens.{rest}", "lm.model.embed_tokens.{rest}"),
         ]
     )
 
 
-def non_lora_keys() -> KeyMap:
+def non_lora_keys(*, projector: str = BARE) -> KeyMap:
     """Rules for `non_lora_trainables.bin`, with or without the PEFT prefix."""
-    wrapped, bare = llava_keys().under(WRAP), llava_keys()
+    bare = llava_keys(projector=projector)
+    wrapped = bare.under(WRAP)
     return KeyMap([*wrapped.rules, *bare.rules], [*wrapped.ignorable, *bare.ignorable])

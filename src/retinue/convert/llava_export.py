@@ -7,6 +7,7 @@ from typing import Any
 
 from retinue.convert.keymap import KeyMap
 from retinue.convert.llava import ENCODER, MARKS, llava_keys
+from retinue.convert.nested import BARE, NESTED, SCALES, scale_fields, unwrapped
 from retinue.convert.towers import tower_rules
 from retinue.convert.translation import foreign
 from retinue.core.errors import CheckpointError
@@ -26,8 +27,11 @@ def refuse(what: str, rule: str) -> CheckpointError:
 
 
 def single_take(spec: ModelSpec) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """(encoder name, connector node, take node) of a connector over one encoder layer."""
-    node = spec.connector.model_dump()
+    """(encoder name, connector node, take node) of a connector over one encoder layer.
+
+    Pooling around the connector is M3's and no part of the node.
+    """
+    node, _ = unwrapped(spec.connector.model_dump())
     take = node.get("of", {})
     if len(spec.encoders) != 1 or take.get("kind") != "take":
         raise refuse(
@@ -84,6 +88,7 @@ def export_llava(
         **_marks(processor, old),
         "unfreeze_mm_vision_tower": old.get("unfreeze_mm_vision_tower", carry_tower),
     }
+    fields |= scale_fields(config, old)
     if dtype:
         fields["torch_dtype"] = dtype
     if old:  # absent fields that the original reads as the value we would write stay absent
@@ -99,6 +104,7 @@ DEFAULTS: dict[str, Any] = {
     "image_aspect_ratio": None,
     "mm_use_im_start_end": False,
     "unfreeze_mm_vision_tower": False,
+    SCALES: None,
 }
 """What the original takes an absent field for."""
 
@@ -170,8 +176,10 @@ def text_dict(text: Any) -> dict[str, Any]:
 
 def export_keys(config: RetinueConfig, *, carry_tower: bool) -> KeyMap:
     """Rules for the names to write; without `carry_tower` the tower's names have none."""
-    name, _, _ = single_take(ModelSpec.parse(config.spec, where="model"))
-    rules = list(llava_keys().rules)
+    spec = ModelSpec.parse(config.spec, where="model")
+    name, _, _ = single_take(spec)
+    place = NESTED if spec.connector.kind == "elastic" else BARE
+    rules = list(llava_keys(projector=place).rules)
     rules = [rule for rule in rules if not rule.template.startswith(f"encoders.{ENCODER}.")]
     if carry_tower:
         rules = [*tower_rules(name, "model.vision_tower.vision_tower."), *rules]

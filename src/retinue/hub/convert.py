@@ -12,6 +12,7 @@ from torch import Tensor
 
 from retinue.convert import hf_export, llava_export
 from retinue.convert.keymap import Coverage, KeyMap
+from retinue.convert.nested import budget_note
 from retinue.convert.pictures import preprocessor_of
 from retinue.convert.translation import foreign
 from retinue.core.errors import CheckpointError, ConfigError
@@ -197,7 +198,7 @@ def _to_llava(
             pictures["image_processor_type"] = "CLIPImageProcessor"
             write_json(place / "preprocessor_config.json", pictures)
 
-    notes = []
+    notes = budget_note(config, to="llava")
     if own:
         notes.append(
             "the tower's config is in vision_tower/; the original looks for it from its working "
@@ -248,7 +249,10 @@ def _to_hf(opened: Opened, processor: Processor, *, dtype: torch.dtype | None) -
         keys=hf_export.export_keys(config),
         finish=finish,
         grow=grown(skeleton_names(opened), rows=rows),
-        notes=[f"{more} rows added to the vocabulary for the placeholder <image>"] if more else [],
+        notes=[
+            *([f"{more} rows added to the vocabulary for the placeholder <image>"] if more else []),
+            *budget_note(config, to="hf"),
+        ],
     )
 
 

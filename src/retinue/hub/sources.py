@@ -11,6 +11,7 @@ from retinue.convert.detect import BASE, NON_LORA, PROJECTOR, Found, detect, jso
 from retinue.convert.hf import import_hf
 from retinue.convert.keymap import KeyMap, Rule
 from retinue.convert.llava import ENCODER, import_llava, llava_keys, non_lora_keys, projector_keys
+from retinue.convert.nested import projector_place
 from retinue.convert.towers import tower_keys
 from retinue.convert.translation import Translation
 from retinue.convert.weights import Weights, read_json
@@ -125,8 +126,10 @@ def _llava(
     where = str(found.folder)
     under = None
     lora: Lora | None = None
+    place = projector_place(found.config, where=where)
+    full_keys = llava_keys(projector=place)
     if found.format == "llava":
-        main = [Source(weights=found.weights, keys=llava_keys(), label=where)]
+        main = [Source(weights=found.weights, keys=full_keys, label=where)]
     else:
         under = detect(resolve(_base(found, base)))
         if under.format not in ("causal-lm", "llava"):
@@ -135,22 +138,20 @@ def _llava(
                 where=where,
                 rule="a base is the language model or a full LLaVA checkpoint",
             )
-        name, keys = PROJECTOR, projector_keys()
+        name, keys = PROJECTOR, projector_keys(projector=place)
         if found.format == "llava-lora":
-            name, keys = NON_LORA, non_lora_keys()
+            name, keys = NON_LORA, non_lora_keys(projector=place)
             lora = None if keep_adapter else read_lora(found.folder, found.adapter)
         files = [found.folder / name] if (found.folder / name).exists() else []
         own = Weights(files)
         rows = marker_rows(own, int(found.config["vocab_size"]))
         keep = (lambda name: name != EMBED) if rows is not None else None
         main = [Source(weights=own, keys=keys, label=str(found.folder / name), keep=keep)]
-        changes = lora.changes(llava_keys().to_retinue) if lora else {}
+        changes = lora.changes(full_keys.to_retinue) if lora else {}
         if rows is not None:
             changes |= added_rows(rows, vocab=int(found.config["vocab_size"]))
         main.append(
-            Source(
-                weights=under.weights, keys=llava_keys(), label=str(under.folder), changes=changes
-            )
+            Source(weights=under.weights, keys=full_keys, label=str(under.folder), changes=changes)
         )
     carried = any(
         (source.keys.to_retinue(key) or "").startswith("encoders.")
