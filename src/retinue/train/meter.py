@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from retinue.train.trainer import Update
@@ -50,7 +50,7 @@ class Meter:
             "seconds": seconds,
             "tokens_per_s": sum(u.tokens for u in held) / seconds,
             "eta": (now - self.began) / self.updates * (self.total - latest.step),
-            **latest.metrics,
+            **means([u.metrics for u in held]),
         }
         self.held, self.last = [], now
         return row
@@ -64,3 +64,10 @@ class Meter:
             "views": self.views,
             "seconds": self.clock() - self.began,
         }
+
+
+def means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean of every name over the rows that have it."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    found = {name: [row[name] for row in rows if name in row] for name in names}
+    return {name: sum(values) / len(values) for name, values in found.items()}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from retinue.core.log import get_logger, print_table
+from retinue.core.seed import stream_seed
 from retinue.data.dataset import Dataset
 from retinue.model.adapters import adapter_names, merge_adapters
 from retinue.model.freeze import HEADER, TrainableTable, apply_rules, plain
@@ -113,6 +114,7 @@ def _run_stage(run: Run, number: int, stage: StageSpec, state: TrainState | None
         data=loader,
         total=total,
         precision=spec.train.precision,
+        seed=stream_seed(spec.seed, "objective", stage.name),
         ranks=run.ranks,
     )
     if state is not None:

@@ -24,7 +24,7 @@ from retinue.train.prepare import finite, visual_parameters
 from retinue.train.ranks import Ranks
 from retinue.train.schedule import factor
 from retinue.train.spec import StageSpec
-from retinue.types import Batch
+from retinue.types import Batch, Output
 
 
 class Steps(Protocol):
@@ -56,7 +56,8 @@ class Update:
 class Trainer:
     """Trains the parameters of a table for `total` updates on the batches of `data`.
 
-    model: a prepared Retinue on its device; precision bf16 runs the forward under autocast.
+    model: a prepared Retinue on its device; precision bf16 runs the forward under autocast; seed:
+    of what the objective draws.
     """
 
     def __init__(
@@ -69,11 +70,14 @@ class Trainer:
         total: int,
         precision: str = "fp32",
         ranks: Ranks | None = None,
+        seed: int = 0,
     ) -> None:
         self.model, self.stage, self.table, self.data = model, stage, table, data
         self.total, self.precision, self.ranks = total, precision, ranks or Ranks()
+        self.seed = seed
         self.device: torch.device = next(model.parameters()).device
         self.objective: Objective = OBJECTIVES.get(stage.objective.kind)(stage.objective)
+        self.objective.check(model)
         self.optimizer, self.groups = make_optimizer(model, table, spec=stage.optim)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.visual: Sequence[nn.Parameter] = visual_parameters(model)
@@ -101,6 +105,7 @@ class Trainer:
         divisors = LOSS_NORMS[self.stage.loss_norm](
             counts, total=total, micro_batches=int(micro_batches)
         )
+        self.objective.begin(self.step, seed=self.seed)
         self.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=self.device)
         metrics: dict[str, Tensor] = {}
@@ -131,15 +136,22 @@ class Trainer:
 
     def backward(self, batch: Batch, *, divisor: float, metrics: dict[str, Tensor]) -> Tensor:
         """Add a micro-batch's gradients; returns its share of the loss, detached."""
+        total = torch.zeros((), device=self.device)
+        parts = self.objective.parts(self.model, batch)
+        while (output := self.forward(parts)) is not None:
+            assert output.loss_sum is not None, "an objective returns loss_sum"
+            loss = output.loss_sum / divisor
+            if loss.requires_grad:
+                loss.backward()
+            total += loss.detach()
+            for name, value in output.metrics.items():
+                metrics[name] = metrics.get(name, torch.zeros_like(value)) + value.detach()
+        return total
+
+    def forward(self, parts: Iterator[Output]) -> Output | None:
+        """The next part of an objective, under autocast; None after the last."""
         with self.autocast():
-            output = self.objective(self.model, batch)
-        assert output.loss_sum is not None, "an objective returns loss_sum"
-        loss = output.loss_sum / divisor
-        if loss.requires_grad:
-            loss.backward()
-        for name, value in output.metrics.items():
-            metrics[name] = metrics.get(name, torch.zeros_like(value)) + value.detach()
-        return loss.detach()
+            return next(parts, None)
 
     def autocast(self) -> torch.autocast:
         """bf16 products over fp32 weights, or nothing."""

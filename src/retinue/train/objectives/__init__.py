@@ -5,6 +5,7 @@ from retinue.core.registry import Registry
 OBJECTIVES: Registry[type] = Registry(
     "objective",
     {
+        "elastic": "retinue.train.objectives.elastic:Elastic",
         "sft": "retinue.train.objectives.sft:Sft",
     },
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, SerializeAsAny
@@ -19,7 +20,7 @@ class ObjectiveSpec(Spec):
 
 
 class Objective(ABC):
-    """Called once per micro-batch.
+    """Called for every micro-batch.
 
     Returns an Output whose `loss_sum` is a sum over the batch's supervised tokens (fp32 scalar with
     a graph) and whose `metrics` are detached scalars to log. The trainer divides.
@@ -27,12 +28,28 @@ class Objective(ABC):
 
     Spec: ClassVar[type[ObjectiveSpec]]
 
-    def __init__(self, spec: ObjectiveSpec) -> None:
+    def __init__(self, spec: Any) -> None:
         self.spec = spec
 
     @abstractmethod
     def __call__(self, model: Any, batch: Batch) -> Output:
-        """One forward; `model` is a Retinue."""
+        """The loss of a batch in one piece; `model` is a Retinue."""
+
+    def parts(self, model: Any, batch: Batch) -> Iterator[Output]:
+        """The same loss as outputs that add up to it; here a single one.
+
+        The trainer goes back through each before it asks for the next, so that only one graph is
+        alive; names of metrics stand in one part only.
+        """
+        yield self(model, batch)
+
+    def check(self, model: Any) -> None:
+        """Raises ConfigError for a model that this objective cannot train; here never."""
+        return
+
+    def begin(self, step: int, *, seed: int) -> None:
+        """Called before each update; what an objective draws depends on (seed, step) alone."""
+        return
 
 
 ObjectiveField = Annotated[SerializeAsAny[ObjectiveSpec], BeforeValidator(OBJECTIVES.spec_of)]
