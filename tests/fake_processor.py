@@ -40,6 +40,9 @@ class FakeProcessor:
         self.tokens_per_image = tokens_per_image
         self.tokenizer = WordTokenizer()
 
+    def unfold(self, sample: Sample, *, pixels: bool = True) -> Sample:
+        return sample
+
     def example(self, sample: Sample, *, train: bool = False, pixels: bool = True) -> Example:
         tokens: list[int] = []
         labels: list[int] = []

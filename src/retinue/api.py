@@ -12,6 +12,7 @@ from retinue.decode.offline import generate as generate_all
 from retinue.decode.sampling import SamplingParams
 from retinue.hub.load import load
 from retinue.media.source import Source
+from retinue.media.video import VideoSource
 from retinue.ops.backend import pick_device
 from retinue.types import Sample
 
@@ -21,19 +22,23 @@ def chat(
     question: str,
     *,
     images: Sequence[Source] = (),
+    videos: Sequence[VideoSource] = (),
     device: str = "auto",
     template: str | dict[str, Any] | None = None,
     **sampling: Any,
 ) -> str:
-    """The answer of the model at a PATH to one question about any number of pictures.
+    """The answer of the model at a PATH to one question about any number of pictures and videos.
 
-    images: paths, URLs, bytes or PIL images; sampling: fields of SamplingParams. For several
+    images: paths, URLs, bytes or PIL images; videos: files, folders of frames or tuples of
+    pictures; sampling: fields of SamplingParams. For several
     questions load once and use `retinue.decode.chat.Chat`. Raises CheckpointError, MediaError,
     RequestError.
     """
     params = SamplingParams.parse(sampling, where="chat")
     model, processor = load(path, template=template, device=pick_device(device)[0])
-    answer = "".join(Chat(model, processor, params=params).ask(question, images=images))
+    answer = "".join(
+        Chat(model, processor, params=params).ask(question, images=images, videos=videos)
+    )
     return answer.strip()
 
 

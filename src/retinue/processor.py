@@ -8,19 +8,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
-from retinue.core.errors import CheckpointError, DataError
+from retinue.core.errors import CheckpointError, ConfigError, DataError
 from retinue.core.spec import Spec
+from retinue.media.frames import VideoPolicyField
 from retinue.media.image import image_size, load_image, load_pixels
 from retinue.media.views import StreamSpec, ViewPolicyField
 from retinue.model.spec import Plan, RetinueConfig
 from retinue.ops.collate import collate
 from retinue.processor_hf import HFProcessing
+from retinue.processor_video import unfold
 from retinue.text.labels import tokenize
 from retinue.text.template import Template, resolve
 from retinue.text.tokenizer import IMAGE, Tokenizer
@@ -33,10 +36,13 @@ class ProcessorSpec(Spec):
     """What processor.json holds. One view policy serves every stream, so grids agree.
 
     template: a name, or {name, fields that differ}; labels: a policy of text.labels;
-    max_tokens: longest example, None = as long as it gets.
+    video: how a video becomes pictures; max_tokens: longest example, None = as long as it gets.
     """
 
     views: ViewPolicyField
+    video: VideoPolicyField = Field(
+        default_factory=lambda: {"kind": "frames"}, validate_default=True
+    )
     streams: dict[str, StreamSpec] = Field(min_length=1)
     template: str | dict[str, Any]
     labels: str | dict[str, Any] = "assistant"
@@ -71,6 +77,7 @@ class Processor(HFProcessing):
         Raises DataError or MediaError naming the sample.
         """
         where = f"sample {sample.id}"
+        sample = self.unfold(sample, pixels=pixels)
         items = [self.item(media, where=where, pixels=pixels) for media in sample.media]
         segments = self.template.render(sample.messages, reply=not train)
         found = tokenize(
@@ -145,12 +152,26 @@ class Processor(HFProcessing):
             )
         return cut
 
+    def unfold(self, sample: Sample, *, pixels: bool = True) -> Sample:
+        """The sample with pictures in place of its videos, by the video policy of the spec.
+
+        pixels=False: blank pictures of the right sizes. Raises MediaError, EnvError without av.
+        """
+        if all(media.kind == "image" for media in sample.media):
+            return sample
+        messages = unfold(
+            sample.messages,
+            policy=self.spec.video,
+            template=self.template,
+            where=f"sample {sample.id}",
+            pixels=pixels,
+        )
+        return replace(sample, messages=messages)
+
     def item(self, media: Media, *, where: str, pixels: bool = True) -> Item:
         """The views of one picture in every stream, and how many tokens they will be."""
-        if media.kind != "image":
-            raise DataError(
-                f"a medium of kind {media.kind!r}", where=where, rule="this model reads images"
-            )
+        assert media.kind == "image", "videos are unfolded first"
+        assert not isinstance(media.source, tuple)
         views: dict[str, Any] = {}
         grid: Grid
         if pixels:
@@ -162,7 +183,12 @@ class Processor(HFProcessing):
         else:
             size = image_size(media.source, where=where)
             grid = self.spec.views.grid(size, next(iter(self.spec.streams.values())))
-        tokens = self.plan.tokens_for(grid, media.budget)
+        try:
+            tokens = self.plan.tokens_for(grid, media.budget)
+        except ConfigError as error:
+            if media.budget is None:
+                raise
+            raise DataError(error.what, where=where, rule=error.rule, fix=error.fix) from error
         return Item(pixels=views, grid=grid, num_tokens=tokens, budget=media.budget)
 
     def length(self, sample: Sample) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import islice, zip_longest
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -36,11 +37,14 @@ class HFProcessing:
         return_tensors: str = "pt",
         padding: Any = True,
         padding_side: str = "left",
+        visual_tokens: int | None = None,
     ) -> Any:
         """Samples -> Batch; or text= and images= -> the keyword inputs of `model.forward`.
 
         text: prompts that hold one `<image>` per picture; images: a picture, a list, or a list per
-        prompt; rows are padded on the left, for generation.
+        prompt; rows are padded on the left, for generation. visual_tokens: budget of every picture;
+        a picture may also be a `Media` with a budget of its own. Raises ConfigError for a budget
+        that the model cannot meet.
         """
         if samples is not None:
             return self.batch(samples, train=train, pad_side=pad_side or "right")
@@ -50,21 +54,35 @@ class HFProcessing:
             raise RequestError(
                 f"return_tensors={return_tensors!r}", rule="only 'pt' (torch) is given"
             )
+        self.plan.per_view(visual_tokens)
         prompts = [text] if isinstance(text, str) else list(text)
         pictures = deal(prompts, images)
         examples = [
-            self.prompt_example(f"row {row}", prompt, own)
+            self.prompt_example(f"row {row}", prompt, own, visual_tokens=visual_tokens)
             for row, (prompt, own) in enumerate(zip(prompts, pictures, strict=True))
         ]
         return hf_inputs(self, self.collate(examples, pad_side=pad_side or padding_side))
 
-    def prompt_example(self: Any, id: str, prompt: str, pictures: Sequence[Any]) -> Example:
-        """A prompt that is already rendered: its `<image>` marks become placeholder runs."""
+    def prompt_example(
+        self: Any,
+        id: str,
+        prompt: str,
+        pictures: Sequence[Any],
+        *,
+        visual_tokens: int | None = None,
+    ) -> Example:
+        """A prompt that is already rendered: its `<image>` marks become placeholder runs.
+
+        visual_tokens: budget of pictures that are no `Media` with one of their own.
+        """
         segments: list[Segment] = []
         for number, piece in enumerate(prompt.split(IMAGE)):
             segments += [Segment(media=number - 1)] if number else []
             segments += [Segment(text=piece)] if piece else []
-        items = [self.item(Media(source=picture), where=id) for picture in pictures]
+        media = [p if isinstance(p, Media) else Media(source=p) for p in pictures]
+        items = [
+            self.item(replace(one, budget=one.budget or visual_tokens), where=id) for one in media
+        ]
         found = tokenize(segments, self.tokenizer, policy="prompt", where=id)
         example: Example = self.expand(id, found.tokens, found.labels, found.places, items)
         return example
@@ -84,8 +102,11 @@ class HFProcessing:
         """
         several = bool(conversation) and not isinstance(conversation[0], Mapping)
         chats = [
-            [message_of(entry) for entry in chat]
-            for chat in (conversation if several else [conversation])
+            self.unfold(
+                Sample(id=f"conversation {row}", messages=tuple(map(message_of, chat))),
+                pixels=tokenize,
+            ).messages
+            for row, chat in enumerate(conversation if several else [conversation])
         ]
         prompts = [
             "".join(IMAGE if s.media is not None else s.text for s in segments)
@@ -93,7 +114,7 @@ class HFProcessing:
         ]
         if not tokenize:
             return prompts if several else prompts[0]
-        pictures = [[media.source for message in c for media in message.media] for c in chats]
+        pictures = [[media for message in c for media in message.media] for c in chats]
         inputs = self(text=prompts, images=pictures, return_tensors=return_tensors)
         return inputs if return_dict else inputs["input_ids"]
 
@@ -144,11 +165,27 @@ def part_of(part: Any) -> Part:
         if isinstance(source, Mapping):
             source = source.get("url")
         if source is not None:
-            return Media(source=source)
+            return Media(source=source, budget=budget_of(part))
+    if kind == "video":
+        named = (part.get(key) for key in ("video", "path", "url"))
+        source = next((value for value in named if value is not None), None)
+        if source is not None:
+            return Media(kind="video", source=tuple(source) if isinstance(source, list) else source)
     shown = dict(part) if isinstance(part, Mapping) else part
     raise RequestError(
         f"a message part {shown!r:.80}",
-        rule="parts are {type: text, text} or {type: image, image: path, URL or picture}",
+        rule="parts are {type: text, text}, {type: image, image: path, URL or picture} or "
+        "{type: video, video: path, URL or frames}",
+    )
+
+
+def budget_of(part: Mapping[str, Any]) -> int | None:
+    """The visual tokens per view that a content entry asks for; RequestError for no number."""
+    budget = part.get("budget")
+    if budget is None or (isinstance(budget, int) and budget >= 1):
+        return budget
+    raise RequestError(
+        f"a budget {budget!r:.60}", rule="it is a positive number of visual tokens per view"
     )
 
 
@@ -194,6 +231,8 @@ def hf_inputs(processor: Processor, batch: Batch) -> Any:
         )
         rows = [grid_to_row(grid) for grid in batch.visual.grids]
         data["image_grids"] = torch.tensor(rows)
+        if any(budget is not None for budget in batch.visual.budgets):
+            data["image_budgets"] = torch.tensor([budget or 0 for budget in batch.visual.budgets])
     return BatchFeature(data)
 
 

@@ -33,10 +33,14 @@ class Text:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Media:
-    """An image or a video inside a message: a path, URL, data URI, bytes or PIL image."""
+    """An image or a video inside a message: a path, URL, data URI, bytes or PIL image.
+
+    A video may also be a folder of pictures or a tuple of them. budget: visual tokens per view, of
+    every frame where a video is seen as several pictures.
+    """
 
     kind: Literal["image", "video"] = "image"
-    source: str | bytes | PILImage
+    source: str | bytes | PILImage | tuple[str | PILImage, ...]
     name: str | None = None
     budget: int | None = None
 

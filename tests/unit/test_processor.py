@@ -13,7 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from retinue.core.errors import CheckpointError, ConfigError, DataError, MediaError, RequestError
+from retinue.core.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    EnvError,
+    MediaError,
+    RequestError,
+)
 from retinue.model.build import build_model
 from retinue.model.retinue import Retinue
 from retinue.model.spec import Plan, RetinueConfig
@@ -114,11 +121,12 @@ def test_missing_picture_names_the_sample(tmp_path: Path) -> None:
     assert "gone.png" in str(caught.value)
 
 
-def test_video_is_refused_by_a_model_of_pictures() -> None:
+def test_a_missing_video_names_the_sample() -> None:
     parts = (Media(kind="video", source="a.mp4"), Text(text="what?"))
-    sample = Sample(id="clip", messages=(Message(role="user", parts=parts),))
-    with pytest.raises(DataError, match="sample clip"):
-        PROCESSOR.example(sample)
+    sample = Sample(id="v", messages=(Message(role="user", parts=parts),))
+    for pixels in (True, False):
+        with pytest.raises((MediaError, EnvError), match=r"sample v: a.mp4|pip install"):
+            PROCESSOR.example(sample, pixels=pixels)
 
 
 def test_no_answer_to_learn_from_names_the_sample() -> None:
@@ -329,7 +337,7 @@ def test_message_dialects(part: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "part", [{"type": "image"}, {"type": "audio", "audio": "a.wav"}, {"type": "video", "url": "v"}]
+    "part", [{"type": "image"}, {"type": "audio", "audio": "a.wav"}, {"type": "video"}]
 )
 def test_parts_that_are_neither_text_nor_picture(part: dict[str, Any]) -> None:
     with pytest.raises(RequestError, match="a message part"):

@@ -24,6 +24,7 @@ State = Literal["ok", "absent", "warning", "broken"]
 REQUIRED = ("torch", "transformers", "peft", "tokenizers", "sentencepiece", "safetensors", "PIL")
 OPTIONAL = {
     "simplejpeg": "fast",
+    "av": "video",
     "tensorboard": "train",
     "matplotlib": "train",
     "bitsandbytes": "quant",

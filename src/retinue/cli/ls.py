@@ -20,6 +20,7 @@ FAMILIES = {
     "fusions": "retinue.model.fusions:FUSIONS",
     "lms": "retinue.model.lm:LMS",
     "views": "retinue.media:VIEWS",
+    "videos": "retinue.media:VIDEOS",
     "templates": "retinue.text.templates:TEMPLATES",
     "labels": "retinue.text.labels:LABELS",
     "formats": "retinue.data.formats:FORMATS",

@@ -15,6 +15,7 @@ from retinue.core.compose import Tree, compose
 from retinue.core.registry import Registry
 from retinue.core.spec import Spec
 from retinue.hub.section import ModelSection
+from retinue.media.frames import VideoPolicyField
 from retinue.media.views import ViewPolicyField
 from retinue.model.connectors.base import ConnectorField
 from retinue.model.encoders import ENCODERS
@@ -54,6 +55,7 @@ class Leaves(Spec):
     layout: LayoutField | None = None
     fusion: FusionField | None = None
     views: ViewPolicyField | None = None
+    video: VideoPolicyField | None = None
     template: Annotated[str | dict[str, Any], _known(TEMPLATES)] | None = None
     labels: Annotated[str | dict[str, Any], _known(LABELS)] | None = None
     encoders: dict[str, Annotated[dict[str, Any], AfterValidator(_encoder)]] | None = None

@@ -161,7 +161,11 @@ def sample_answers(data: DataSpec, *, folder: Path, count: int = 8) -> Evaluator
                 question=sample.messages[-1].text.strip(),
                 answer=texts[number],
                 reference=reference,
-                pictures=[media.source for media in sample.media if isinstance(media.source, str)],
+                pictures=[
+                    media.source
+                    for media in sample.media
+                    if media.kind == "image" and isinstance(media.source, str)
+                ],
             )
             for number, (sample, reference) in enumerate(asked)
             if number in texts

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from retinue.core.errors import DataError, MediaError
 from retinue.data.dataset import DataProcessor
@@ -19,8 +20,9 @@ from retinue.data.sampler import Sizes
 from retinue.data.spec import DataSpec, SourceSpec
 from retinue.data.truncate import truncate
 from retinue.data.workers import ordered_map
+from retinue.media.frames import Frames
 from retinue.media.image import image_size, load_image
-from retinue.types import Sample
+from retinue.types import Media, Sample
 
 CHUNK = 16
 
@@ -158,10 +160,7 @@ class _CheckChunk:
     def _pictures(self, sample: Sample) -> Iterator[tuple[str, str]]:
         for medium in sample.media:
             try:
-                if self.decode:
-                    load_image(medium.source, where=f"sample {sample.id}")
-                else:
-                    image_size(medium.source, where=f"sample {sample.id}")
+                look(medium, where=f"sample {sample.id}", decode=self.decode)
             except MediaError as error:
                 yield "picture", str(error)
 
@@ -179,6 +178,16 @@ class _CheckChunk:
                 truncate(example, max_tokens=limit)
         except DataError as error:
             row.problems.append(("truncation" if row.truncated else "conversation", str(error)))
+
+
+def look(medium: Media, *, where: str, decode: bool) -> None:
+    """Raise MediaError for a picture or video that cannot be read; decode: the pixels too."""
+    source: Any = medium.source
+    if medium.kind == "video":
+        policy = Frames()
+        (policy.pictures if decode else policy.blanks)(source, where=where)
+    else:
+        (load_image if decode else image_size)(source, where=where)
 
 
 def _kind(error: DataError) -> str:

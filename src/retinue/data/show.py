@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from itertools import count
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import jinja2
 
@@ -35,6 +35,8 @@ class Shows(Protocol):
 
     @property
     def tokenizer(self) -> Decodes: ...
+
+    def unfold(self, sample: Sample, *, pixels: bool = True) -> Sample: ...
 
     def example(self, sample: Sample, *, train: bool = False, pixels: bool = True) -> Example: ...
 
@@ -97,6 +99,10 @@ def show_html(
 def _card(sample: Sample | DataError, processor: Shows) -> _Card:
     if isinstance(sample, DataError):
         return _Card(id=sample.where or "?", turns=[], pictures=[], error=str(sample))
+    try:
+        sample = processor.unfold(sample)
+    except DataError as error:
+        return _Card(id=sample.id, turns=_turns(sample), pictures=[], error=str(error))
     turns = _turns(sample)
     try:
         example = processor.example(sample, train=True, pixels=False)
@@ -160,11 +166,12 @@ def _text(token: int, before: Sequence[int], tokenizer: Decodes) -> str:
 
 def _picture(medium: Media, example: Example | None = None, number: int = 0) -> _Picture:
     item = example.items[number] if example and number < len(example.items) else None
-    name = medium.name or (medium.source if isinstance(medium.source, str) else "picture")
+    source: Any = medium.source
+    name = medium.name or (source if isinstance(source, str) else "picture")
     if name.startswith("data:"):
         name = f"{name[:24]}..."
     try:
-        image = load_image(medium.source)
+        image = load_image(source)
     except DataError as error:
         return _Picture(name=name, uri=None, size=error.what, views="", tokens=None)
     size = f"{image.width} × {image.height}"

@@ -18,10 +18,11 @@ from retinue.decode.prompt import (
 )
 from retinue.decode.sampling import SamplingParams
 from retinue.media.source import Source
+from retinue.media.video import VideoSource
 from retinue.model.lm.fused import inference_twin
 from retinue.processor import Processor
 from retinue.text.template import Template
-from retinue.types import Media, Message, Sample, Text
+from retinue.types import Message, Sample, Text
 
 
 class Chat:
@@ -54,14 +55,16 @@ class Chat:
         """Forget the exchanges; the system prompt stays."""
         self.messages = []
 
-    def ask(self, text: str, *, images: Sequence[Source] = ()) -> Iterator[str]:
+    def ask(
+        self, text: str, *, images: Sequence[Source] = (), videos: Sequence[VideoSource] = ()
+    ) -> Iterator[str]:
         """The answer, piece by piece as it comes, without leading blanks.
 
         Left before its end, what was said so far is the answer in the history. Raises MediaError
         for a picture that cannot be read and RequestError for a prompt that leaves no room, with
         the history as it was.
         """
-        question = user_message(text, images, budget=self.budget)
+        question = user_message(text, images, videos=videos, budget=self.budget)
         head = (
             ()
             if self.system is None
@@ -103,8 +106,8 @@ def _plain(message: Message) -> dict[str, Any]:
         {"type": "text", "text": part.text}
         if isinstance(part, Text)
         else {
-            "type": "image",
-            "image": _named(part),
+            "type": part.kind,
+            part.kind: _named(part.source),
             **({"budget": part.budget} if part.budget else {}),
         }
         for part in message.parts
@@ -112,10 +115,11 @@ def _plain(message: Message) -> dict[str, Any]:
     return {"role": message.role, "content": parts}
 
 
-def _named(media: Media) -> str:
-    if isinstance(media.source, str):
-        return media.source
-    data = media.source
+def _named(data: Any) -> str | list[str]:
+    if isinstance(data, str):
+        return data
+    if isinstance(data, tuple):
+        return [str(_named(frame)) for frame in data]
     if not isinstance(data, bytes):
         buffer = io.BytesIO()
         data.save(buffer, "PNG")

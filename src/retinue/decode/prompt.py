@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,23 +11,31 @@ import torch
 from retinue.core.errors import RequestError
 from retinue.decode.sampling import SamplingParams
 from retinue.media.source import Source
-from retinue.processor import Processor
+from retinue.media.video import VideoSource
+from retinue.processor import Processor, ProcessorSpec
 from retinue.text.parts import on_lines
 from retinue.text.template import Template, dump, resolve
 from retinue.types import Example, Media, Message, Text
 
 
-def user_message(text: str, images: Sequence[Source] = (), *, budget: int | None = None) -> Message:
-    """A question behind its pictures (paths, URLs, data URIs, bytes or PIL images).
+def user_message(
+    text: str,
+    images: Sequence[Source] = (),
+    *,
+    videos: Sequence[VideoSource] = (),
+    budget: int | None = None,
+) -> Message:
+    """A question behind its pictures (paths, URLs, data URIs, bytes or PIL images), then videos.
 
-    budget: visual tokens of each picture, None = the model's default.
+    budget: visual tokens of each picture and frame, None = the model's default.
     """
     media = [Media(source=_source(image), budget=budget) for image in images]
+    media += [Media(kind="video", source=_source(video), budget=budget) for video in videos]
     return Message(role="user", parts=tuple(on_lines([*media, Text(text=text)])))
 
 
-def _source(image: Source) -> Any:
-    return image if isinstance(image, bytes) or hasattr(image, "convert") else str(image)
+def _source(medium: Source | VideoSource) -> Any:
+    return str(medium) if isinstance(medium, Path) else medium
 
 
 def with_template(
@@ -39,6 +48,20 @@ def with_template(
     if template is None:
         return processor
     spec = processor.spec.model_copy(update={"template": dump(resolve(template))})
+    return Processor(processor.plan, tokenizer=processor.tokenizer, spec=spec)
+
+
+def with_video(processor: Processor, video: str | Mapping[str, Any] | None) -> Processor:
+    """The same processor seeing videos another way: a policy's name or its fields; None: as it is.
+
+    Raises ConfigError for an unknown name.
+    """
+    if video is None:
+        return processor
+    chosen = {"kind": video} if isinstance(video, str) else dict(video)
+    spec = ProcessorSpec.parse(
+        {**processor.spec.model_dump(mode="json"), "video": chosen}, where="video"
+    )
     return Processor(processor.plan, tokenizer=processor.tokenizer, spec=spec)
 
 

@@ -115,7 +115,7 @@ def _existing(section: ModelSection, *, device: str | torch.device) -> BuildRepo
         raise ConfigError(
             f"{', '.join(fixed)} beside `from`",
             where="model",
-            rule="a loaded model keeps its parts; only views, template, labels and limits change",
+            rule="a loaded model keeps its parts; only what its processor does can change",
             fix="give `lm` and `encoders` to assemble a new model",
         )
     named = {name: part.source for name, part in section.encoders.items() if part.source}
@@ -130,7 +130,7 @@ def _existing(section: ModelSection, *, device: str | torch.device) -> BuildRepo
     )
     changes = {
         name: getattr(section, name)
-        for name in ("views", "streams", "labels", "max_tokens")
+        for name in ("views", "video", "streams", "labels", "max_tokens")
         if getattr(section, name) is not None
     }
     if changes:
@@ -357,6 +357,7 @@ def _processor_spec(section: ModelSection, plan: Plan) -> ProcessorSpec:
         once(f"no template given, using {template}, the default for {kind}")
     spec = {
         "views": section.views or {"kind": "pad"},
+        "video": section.video or {"kind": "frames"},
         "streams": section.streams or streams,
         "template": template,
         "labels": section.labels or "assistant",

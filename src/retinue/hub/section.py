@@ -84,6 +84,7 @@ class ModelSection(Spec):
     budget: int | None = None
     image_token_id: int | None = None
     views: dict[str, Any] | None = None
+    video: dict[str, Any] | None = None
     streams: dict[str, Any] | None = None
     template: str | dict[str, Any] | None = None
     labels: str | dict[str, Any] | None = None

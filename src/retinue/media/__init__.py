@@ -1,4 +1,4 @@
-"""Pictures: fetching, decoding, resizing, and the policies that make views of one."""
+"""Pictures and videos: fetching, decoding, resizing, and the policies that make views of one."""
 
 from retinue.core.registry import Registry
 
@@ -9,5 +9,13 @@ VIEWS: Registry[type] = Registry(
         "pad": "retinue.media.whole:Pad",
         "squash": "retinue.media.whole:Squash",
         "anyres": "retinue.media.anyres:AnyRes",
+    },
+)
+
+VIDEOS: Registry[type] = Registry(
+    "video",
+    {
+        "frames": "retinue.media.frames:Frames",
+        "collage": "retinue.media.frames:Collage",
     },
 )

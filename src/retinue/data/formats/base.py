@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 from retinue.core.errors import DataError
 from retinue.data.formats.records import Records
 from retinue.types import Media, Message, Part, Role, Sample, Text
 
 PLACEHOLDER = "<image>"
+VIDEO = "<video>"
+Kind = Literal["image", "video"]
+ARTICLE: dict[Kind, str] = {"image": "an image", "video": "a video"}
 
 
 class PlaceholderError(DataError):
@@ -85,15 +89,24 @@ class Row:
             )
         return value
 
-    def media(self, source: Any, field: str, *, budget: Any = None) -> Media:
-        """An image named by `source`: a path under the media root, a URL or a data URI."""
+    def media(self, source: Any, field: str, *, budget: Any = None, kind: Kind = "image") -> Media:
+        """An image or video named by `source`: a path under the media root, a URL or a data URI.
+
+        A video may also be a list of such names, its frames.
+        """
         if isinstance(source, Mapping):
             source = source.get("url") or source.get("path")
+        if kind == "video" and isinstance(source, list) and source:
+            frames = [self.media(one, f"{field}[{i}]") for i, one in enumerate(source)]
+            first = self.media(source[0], field, budget=budget)
+            named = tuple(frame.source for frame in frames if isinstance(frame.source, str))
+            return replace(first, kind=kind, source=named)
         if not isinstance(source, str) or not source:
             raise self.error(
                 field,
-                f"{source!r:.60} names no image",
-                rule="an image is a path, a URL or a data URI",
+                f"{source!r:.60} names no {kind}",
+                rule=f"{ARTICLE[kind]} is a path, a URL or a data URI"
+                + (", or a list of frames" if kind == "video" else ""),
                 fix="write it as a string",
             )
         if budget is not None and (not isinstance(budget, int) or budget < 1):
@@ -104,9 +117,9 @@ class Row:
                 fix="remove it for the model's default",
             )
         if source.partition(":")[0] in ("http", "https", "data"):
-            return Media(source=source, budget=budget)
+            return Media(kind=kind, source=source, budget=budget)
         local = source.removeprefix("file://")
-        return Media(source=str(self.root / local), name=local, budget=budget)
+        return Media(kind=kind, source=str(self.root / local), name=local, budget=budget)
 
     def message(self, role: Role, parts: list[Part], field: str, *, empty: bool) -> Message:
         """A message; an assistant's must say something unless `empty` answers are accepted."""
@@ -122,9 +135,9 @@ class Row:
         return message
 
 
-def split_placeholders(text: str) -> list[str]:
-    """The texts around the `<image>` placeholders: one more than there are placeholders."""
-    return text.split(PLACEHOLDER)
+def split_placeholders(text: str, *, mark: str = PLACEHOLDER) -> list[str]:
+    """The texts around the placeholders: one more than there are placeholders."""
+    return text.split(mark)
 
 
 def interleave(texts: list[str], media: list[Media]) -> list[Part]:

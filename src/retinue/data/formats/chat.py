@@ -20,11 +20,11 @@ from retinue.types import Media, Message, Part, Role, Sample
 
 ROLES: dict[str, Role] = {role: role for role in get_args(Role)}
 KNOWN = {"id", "messages", "images"}
-PART_RULE = 'a part is {"type": "text", "text"}, {"type": "image", "image"|"path"|"url"} or {"type": "image_url", "image_url": {"url"}}'  # noqa: E501
+PART_RULE = 'a part is {"type": "text", "text"}, {"type": "image", "image"|"path"|"url"}, {"type": "video", "video"|"path"|"url"} or {"type": "image_url", "image_url": {"url"}}'  # noqa: E501
 
 
 class Chat:
-    """JSONL (or a list) of `messages`: content a string, or text, image and image_url parts.
+    """JSONL (or a list) of `messages`: content a string, or text, image, image_url and video parts.
 
     Also accepted: a top-level `images` list, whose members stand where `<image>` placeholders or
     bare {"type": "image"} parts do. Source: the chat formats of the OpenAI API and transformers.
@@ -131,6 +131,9 @@ def _parts(row: Row, content: Any, field: str, waiting: Iterator[Media]) -> Iter
         elif kind == "image":
             key = next(key for key in ("image", "path", "url") if key in part)
             yield row.media(part[key], f"{place}.{key}", budget=part.get("budget"))
+        elif kind == "video":
+            key = next((key for key in ("video", "path", "url") if key in part), "video")
+            yield row.media(part.get(key), f"{place}.{key}", budget=part.get("budget"), kind=kind)
         elif kind == "image_url":
             yield row.media(part.get("image_url"), f"{place}.image_url", budget=part.get("budget"))
         else:

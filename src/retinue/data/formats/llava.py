@@ -7,6 +7,8 @@ from typing import Any, Self
 
 from retinue.data.formats.base import (
     PLACEHOLDER,
+    VIDEO,
+    Kind,
     PlaceholderError,
     Row,
     interleave,
@@ -22,14 +24,16 @@ ROLES: dict[str, Role] = {
     "assistant": "assistant",
     "system": "system",
 }
-KNOWN = {"id", "image", "images", "conversations"}
+KNOWN = {"id", "image", "images", "video", "conversations"}
 
 
 class Llava:
     """LLaVA's JSON list (or JSONL): `image` (path or list) and `conversations` of human and gpt.
 
     Each `<image>` becomes a medium at its place; moving it to the front of its message, as LLaVA
-    does, is the template's business. Source: the data documentation of haotian-liu/LLaVA.
+    does, is the template's business. A record with `video` (a path, a list of them, or a list of
+    lists of frames) instead of `image` marks its places with `<video>` or `<image>`.
+    Source: the data documentation of haotian-liu/LLaVA.
     """
 
     def __init__(self, records: Records, *, root: Path, empty_answers: bool) -> None:
@@ -58,18 +62,22 @@ class Llava:
         turns = row.expect_list(row.data.get("conversations"), "conversations", of="{from, value}")
         media = self._media(row)
         texts = [self._text(row, turn, f"conversations[{i}]") for i, turn in enumerate(turns)]
-        wanted = sum(text.count(PLACEHOLDER) for _, text in texts)
+        kind: Kind = "video" if "video" in row.data else "image"
+        mark = PLACEHOLDER
+        if kind == "video" and any(VIDEO in text for _, text in texts):
+            mark = VIDEO
+        wanted = sum(text.count(mark) for _, text in texts)
         if wanted != len(media):
             raise row.error(
                 "conversations",
-                f"{wanted} {PLACEHOLDER} for {len(media)} image{'s' * (len(media) != 1)}",
-                rule=f"one {PLACEHOLDER} per image",
-                fix=f"add or remove {PLACEHOLDER}, or mend 'image'",
+                f"{wanted} {mark} for {len(media)} {kind}{'s' * (len(media) != 1)}",
+                rule=f"one {mark} per {kind}",
+                fix=f"add or remove {mark}, or mend {kind!r}",
                 kind=PlaceholderError,
             )
         messages: list[Message] = []
         for i, (role, text) in enumerate(texts):
-            pieces = split_placeholders(text)
+            pieces = split_placeholders(text, mark=mark)
             taken, media = media[: len(pieces) - 1], media[len(pieces) - 1 :]
             parts = interleave(pieces, taken)
             field = f"conversations[{i}].value"
@@ -78,6 +86,8 @@ class Llava:
         return Sample(id=row.id, messages=tuple(messages), meta=meta)
 
     def _media(self, row: Row) -> list[Media]:
+        if "video" in row.data:
+            return self._videos(row)
         field = "image" if "image" in row.data else "images"
         found = row.data.get(field)
         if found is None:
@@ -85,6 +95,19 @@ class Llava:
         if not isinstance(found, list):
             return [row.media(found, field)]
         return [row.media(source, f"{field}[{i}]") for i, source in enumerate(found)]
+
+    def _videos(self, row: Row) -> list[Media]:
+        found = row.data["video"]
+        if "image" in row.data or "images" in row.data:
+            raise row.error(
+                "video",
+                "a record with both images and videos",
+                rule="LLaVA's JSON has one of them",
+                fix="write the record as a chat row (format: chat)",
+            )
+        if not isinstance(found, list):
+            return [row.media(found, "video", kind="video")]
+        return [row.media(one, f"video[{i}]", kind="video") for i, one in enumerate(found)]
 
     def _text(self, row: Row, turn: Any, field: str) -> tuple[Role, str]:
         if not isinstance(turn, dict) or not {"from", "value"} <= turn.keys():
