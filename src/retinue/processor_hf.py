@@ -170,7 +170,9 @@ def part_of(part: Any) -> Part:
         named = (part.get(key) for key in ("video", "path", "url"))
         source = next((value for value in named if value is not None), None)
         if source is not None:
-            return Media(kind="video", source=tuple(source) if isinstance(source, list) else source)
+            if isinstance(source, list):
+                source = tuple(source)
+            return Media(kind="video", source=source, budget=budget_of(part))
     shown = dict(part) if isinstance(part, Mapping) else part
     raise RequestError(
         f"a message part {shown!r:.80}",
@@ -182,7 +184,7 @@ def part_of(part: Any) -> Part:
 def budget_of(part: Mapping[str, Any]) -> int | None:
     """The visual tokens per view that a content entry asks for; RequestError for no number."""
     budget = part.get("budget")
-    if budget is None or (isinstance(budget, int) and budget >= 1):
+    if budget is None or (type(budget) is int and budget >= 1):
         return budget
     raise RequestError(
         f"a budget {budget!r:.60}", rule="it is a positive number of visual tokens per view"

@@ -175,7 +175,7 @@ def test_limit_behind_a_picture_cuts_text_and_drops_later_pictures() -> None:
 
 def test_budget_the_model_cannot_meet_is_refused() -> None:
     parts = (Media(source=picture(), budget=4), Text(text="what?"))
-    with pytest.raises(ConfigError, match="always gives 16"):
+    with pytest.raises(DataError, match=r"sample a: .*always gives 16"):
         PROCESSOR.example(Sample(id="a", messages=(Message(role="user", parts=parts),)))
 
 

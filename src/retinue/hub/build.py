@@ -17,6 +17,7 @@ from retinue.convert.towers import norm_fields, open_tower, tower_keys
 from retinue.convert.weights import Weights
 from retinue.core.errors import CheckpointError, ConfigError
 from retinue.core.log import once
+from retinue.hub.elastic import make_elastic
 from retinue.hub.grow import grown
 from retinue.hub.load import load
 from retinue.hub.resolve import resolve
@@ -133,6 +134,8 @@ def _existing(section: ModelSection, *, device: str | torch.device) -> BuildRepo
         for name in ("views", "video", "streams", "labels", "max_tokens")
         if getattr(section, name) is not None
     }
+    if section.scales is not None or section.budget is not None:
+        make_elastic(made, processor, scales=section.scales, budget=section.budget)
     if changes:
         spec = {**processor.spec.model_dump(mode="json"), **changes}
         parsed = ProcessorSpec.parse(spec, where="model")

@@ -68,7 +68,9 @@ class EncoderPart(Part):
 class ModelSection(Spec):
     """`from` an existing model (its processor may be changed), or `lm`, `encoders`, `connector`.
 
-    labels, max_tokens: of the processor; base, adapters: as in `load`; seed: of new weights.
+    budget: visual tokens per view by default; scales: with `from`, budgets that its connector is
+    made elastic for; labels, max_tokens: of the processor; base, adapters: as in `load`; seed: of
+    new weights.
     """
 
     model_config = {**Spec.model_config, "populate_by_name": True}
@@ -82,6 +84,7 @@ class ModelSection(Spec):
     layout: dict[str, Any] | None = None
     fusion: dict[str, Any] | None = None
     budget: int | None = None
+    scales: list[int] | None = None
     image_token_id: int | None = None
     views: dict[str, Any] | None = None
     video: dict[str, Any] | None = None
@@ -99,6 +102,8 @@ class ModelSection(Spec):
             raise ValueError("give `from`, or `lm` with its parts, not both")
         if self.source is None and (self.lm is None or self.connector is None or not self.encoders):
             raise ValueError("give `from`, or all of lm, encoders and connector")
+        if self.source is None and self.scales is not None:
+            raise ValueError("scales change a model given by `from`; a connector has its own")
         return self
 
     @property

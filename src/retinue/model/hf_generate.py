@@ -14,6 +14,9 @@ from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList
 
 from retinue.model.hf_inputs import visual_from_hf
 
+VISUAL = ("pixel_values", "image_grids", "image_budgets")
+"""Inputs that are counted by pictures, not by rows."""
+
 
 class Words(LogitsProcessor):
     """A processor of transformers, made to pass over ids outside the vocabulary.
@@ -54,9 +57,9 @@ class Generation(GenerationMixin):
         **model_kwargs: Any,
     ) -> tuple[Tensor, dict[str, Any]]:
         """Every row `expand_size` times, each copy with all pictures of its row."""
-        pixels, grids = model_kwargs.get("pixel_values"), model_kwargs.get("image_grids")
+        pixels, grids, budgets = (model_kwargs.get(name) for name in VISUAL)
         if expand_size > 1 and pixels is not None and input_ids is not None:
-            visual = visual_from_hf(self.plan, input_ids, pixels, grids)
+            visual = visual_from_hf(self.plan, input_ids, pixels, grids, budgets)
             assert visual is not None
             copies = copied(visual.spans[:, 0].tolist(), rows=len(input_ids), times=expand_size)
             parts = [pixels[i : i + 1] for i in range(len(pixels))]
@@ -65,7 +68,9 @@ class Generation(GenerationMixin):
             model_kwargs["pixel_values"] = torch.cat([parts[i] for i in copies])
             if grids is not None:
                 model_kwargs["image_grids"] = grids[copies]
-        kept = {key: model_kwargs.pop(key, None) for key in ("pixel_values", "image_grids")}
+            if budgets is not None:
+                model_kwargs["image_budgets"] = budgets[copies]
+        kept = {key: model_kwargs.pop(key, None) for key in VISUAL}
         input_ids, model_kwargs = super()._expand_inputs_for_generation(
             expand_size=expand_size,
             is_encoder_decoder=is_encoder_decoder,

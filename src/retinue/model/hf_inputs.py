@@ -25,6 +25,7 @@ def batch_from_hf(
     past: Any,
     pixel_values: Tensor | None,
     image_grids: Tensor | None,
+    image_budgets: Tensor | None = None,
 ) -> tuple[Batch, Cache | None]:
     """Padded rows -> Batch of the new tokens, and a Cache around `past` if there is one.
 
@@ -62,13 +63,17 @@ def batch_from_hf(
         tokens=input_ids,
         positions=position_ids.expand(rows, new),
         segments=segments[:, -new:],
-        visual=visual_from_hf(plan, input_ids, pixel_values, image_grids),
+        visual=visual_from_hf(plan, input_ids, pixel_values, image_grids, image_budgets),
     )
     return batch, cache
 
 
 def visual_from_hf(
-    plan: Plan, ids_BT: Tensor, pixel_values: Tensor | None, image_grids: Tensor | None
+    plan: Plan,
+    ids_BT: Tensor,
+    pixel_values: Tensor | None,
+    image_grids: Tensor | None,
+    image_budgets: Tensor | None = None,
 ) -> Visual | None:
     """Pictures of a padded batch; each takes the next placeholders in reading order."""
     if pixel_values is None:
@@ -90,7 +95,14 @@ def visual_from_hf(
         if pixel_values.ndim == 5:
             kept = [part[: grid.num_views] for part, grid in zip(pixel_values, grids, strict=True)]
             pixels_NCHW = torch.cat(kept)
-    lengths = [plan.placeholders_for(grid) for grid in grids]
+    budgets: list[int | None] = [None] * len(grids)
+    if image_budgets is not None:
+        budgets = [int(budget) or None for budget in image_budgets]
+    if len(budgets) != len(grids):
+        raise RequestError(
+            f"{len(budgets)} image_budgets for {len(grids)} pictures", rule="one number each"
+        )
+    lengths = [plan.placeholders_for(g, b) for g, b in zip(grids, budgets, strict=True)]
     index = (ids_BT.flatten() == plan.spec.image_token_id).nonzero().flatten()
     if len(index) != sum(lengths):
         raise RequestError(
@@ -107,7 +119,7 @@ def visual_from_hf(
     return Visual(
         pixels=dict.fromkeys(streams, pixels_NCHW),
         grids=grids,
-        budgets=[None] * len(grids),
+        budgets=budgets,
         spans=spans,
         index=index,
     )

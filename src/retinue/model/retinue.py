@@ -127,6 +127,7 @@ class Retinue(Generation, PreTrainedModel, GenerationMixin):
         inputs_embeds: Tensor | None = None,
         pixel_values: Tensor | None = None,
         image_grids: Tensor | None = None,
+        image_budgets: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
@@ -137,6 +138,7 @@ class Retinue(Generation, PreTrainedModel, GenerationMixin):
 
         pixel_values: (N, 3, H, W) or (I, V, 3, H, W), uint8 levels or normalised; image_grids:
         (I, 5) rows, columns, overview, height, width of each picture (absent: one view each);
+        image_budgets: (I,) visual tokens per view of each picture, 0 = the model's default;
         labels: (B, T) unshifted, -100 = none; num_items_in_batch: what the sum of losses is divided
         by, default the number of targets (Trainer gives that of all accumulated batches).
         """
@@ -149,6 +151,7 @@ class Retinue(Generation, PreTrainedModel, GenerationMixin):
             past=past_key_values,
             pixel_values=pixel_values,
             image_grids=image_grids,
+            image_budgets=image_budgets,
         )
         if cache is None and use_cache and labels is None:
             cache = self.new_cache()

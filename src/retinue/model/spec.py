@@ -20,7 +20,7 @@ from retinue.model.encoders.base import EncoderField, EncoderShape
 from retinue.model.fusions.base import FusionField
 from retinue.model.layouts.base import LayoutField
 from retinue.model.lm.support import causal_class
-from retinue.types import Grid
+from retinue.types import Grid, TokenShape
 
 
 class ModelSpec(Spec):
@@ -103,6 +103,8 @@ class Plan:
                 where="model.connector",
                 rule=f"encoders are {sorted(self.spec.encoders)}",
             )
+        if self.spec.budget is not None:
+            self.per_view()
 
     @cached_property
     def shapes(self) -> dict[str, EncoderShape]:
@@ -118,10 +120,13 @@ class Plan:
 
     def tokens_for(self, grid: Grid, budget: int | None = None) -> int:
         """Visual tokens of one item: layout of the connector's tokens per view."""
-        per_view = self.spec.connector.num_tokens(
+        return self.spec.layout.num_tokens(grid, self.per_view(budget))
+
+    def per_view(self, budget: int | None = None) -> TokenShape:
+        """Tokens of one view at a budget, None = the default. Raises ConfigError for a bad one."""
+        return self.spec.connector.num_tokens(
             self.shapes, budget if budget is not None else self.spec.budget
         )
-        return self.spec.layout.num_tokens(grid, per_view)
 
     @property
     def budgets(self) -> list[int]:
