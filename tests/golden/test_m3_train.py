@@ -1,7 +1,8 @@
-"""LLaVA's trainer end to end: order, ids, losses of every micro-batch, rates, final weights.
+"""The trainers of LLaVA and M3 end to end: order, ids, losses of micro-batches, rates, weights.
 
-Runs: stage 1 (projector), full fine-tuning, LoRA. Losses and weights to 2e-4, as the case states:
-the base is stored in fp16 and the original ran another attention kernel.
+Runs: stage 1 (projector), full fine-tuning, LoRA, M3's fine-tuning at several scales. Losses
+and weights to 2e-4, as the case states: the base is stored in fp16 and the original ran another
+attention kernel.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from retinue.data.sampler import SAMPLERS, slices
 from retinue.data.spec import DataSpec
 from retinue.hub.load import load
 from retinue.model.freeze import apply_rules
+from retinue.model.nest import make_elastic
 from retinue.model.retinue import Retinue
 from retinue.processor import Processor, ProcessorSpec
 from retinue.text.template import dump
@@ -40,8 +42,10 @@ from retinue.types import Batch, Example
 pytestmark = pytest.mark.golden
 
 CASES = cases("m3-llava", "*train*", having="train.json")
-RUNS = ("pretrain", "finetune_llava", "lora_llava")
-COMMAND = {"lora_llava": "lora"}
+RUNS = ("pretrain", "finetune_llava", "lora_llava", "finetune_m3")
+COMMAND = {"lora_llava": ("lora",), "finetune_m3": ("finetune_llava", "m3_extra")}
+"""Run -> the commands whose flags it got, where they have other names."""
+SCALES, TOWER = "matryoshka_vis_token_scale", "unfreeze_mm_vision_tower"
 TOLERANCE = {"atol": 2e-4, "rtol": 0.0}
 SEED = 42
 """The original's default; its commands may say otherwise."""
@@ -56,6 +60,14 @@ class Command:
 
     case: Path
     name: str
+    form: str = "packed"
+
+    def __str__(self) -> str:
+        return f"{self.case.name}-{self.name}" + f"-{self.form}" * bool(self.scales)
+
+    @property
+    def scales(self) -> list[int]:
+        return [int(scale) for scale in self.flags.get(SCALES, "").split(",") if scale]
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -64,7 +76,8 @@ class Command:
 
     @property
     def flags(self) -> dict[str, str]:
-        words = read(self.case)["commands"][COMMAND.get(self.name, self.name)]
+        commands = read(self.case)["commands"]
+        words = [word for name in COMMAND.get(self.name, (self.name,)) for word in commands[name]]
         pairs = zip(words[::2], words[1::2], strict=True)
         return {flag.removeprefix("--"): value for flag, value in pairs}
 
@@ -84,11 +97,18 @@ class Command:
             trainable["lm.**"] = "full"
         if "mm_projector_lr" in self.flags:
             trainable["connector.**"] = {"full": {"lr": self.number("mm_projector_lr", 0)}}
+        if self.on(TOWER):
+            rate = self.number("mm_vision_tower_lr", self.number("learning_rate", 0))
+            trainable["encoders.**"] = {"full": {"lr": rate}}
         micro = int(self.number("per_device_train_batch_size", 8))
         return StageSpec.parse(
             {
                 "name": self.name,
                 "trainable": trainable,
+                # the original's tower runs without gradients, also where it is trainable
+                "objective": {"kind": "elastic", "tower": "still", "form": self.form}
+                if self.scales
+                else {"kind": "sft"},
                 "epochs": self.number("num_train_epochs", 3),
                 "micro_batch": micro,
                 "global_batch": micro * int(self.number("gradient_accumulation_steps", 1)),
@@ -115,7 +135,8 @@ def read(case: Path) -> dict[str, Any]:
 
 
 def runs() -> list[Command]:
-    return [Command(case=case, name=name) for case in CASES for name in RUNS if name in read(case)]
+    found = [Command(case=case, name=name) for case in CASES for name in RUNS if name in read(case)]
+    return found + [replace(one, form="accumulated") for one in found if one.scales]
 
 
 def our_name(theirs: str) -> str:
@@ -135,6 +156,8 @@ def start(command: Command) -> tuple[Retinue, Processor]:
         encoders={ENCODER: command.case / flags["vision_tower"]},
         dtype=torch.float32,
     )
+    if command.scales:
+        make_elastic(model, scales=command.scales, rounding="original")
     template = training_template(template_for_version(flags["version"]))
     limit = int(command.number("model_max_length", 512))
     spec: dict[str, Any] = plain.spec.model_dump() | {
@@ -144,13 +167,21 @@ def start(command: Command) -> tuple[Retinue, Processor]:
     }
     if flags.get("image_aspect_ratio") == "pad":
         spec["views"] = {"kind": "pad"}
-    return model, Processor(plain.plan, tokenizer=plain.tokenizer, spec=ProcessorSpec.parse(spec))
+    return model, Processor(model.plan, tokenizer=plain.tokenizer, spec=ProcessorSpec.parse(spec))
 
 
 def initial(command: Command) -> dict[str, torch.Tensor]:
     """Weights right before the first step, our names."""
-    stored = load_file(command.case / f"init_{command.name}.safetensors")
-    return {our_name(name): value for name, value in stored.items()}
+    file = command.case / f"init_{command.name}.safetensors"
+    if not file.exists():  # M3's run began as the one whose flags it has
+        file = command.case / f"init_{COMMAND[command.name][0]}.safetensors"
+    return {ours(name, command): value for name, value in load_file(file).items()}
+
+
+def ours(theirs: str, command: Command) -> str:
+    """Our name of a parameter in this run's model: an elastic connector holds the projector."""
+    name = our_name(theirs)
+    return name.replace("connector.", "connector.of.", 1) if command.scales else name
 
 
 def unexpanded(example: Example) -> list[int]:
@@ -255,7 +286,7 @@ def without_padding(row: list[int], length: int) -> list[int]:
     return row[:length]
 
 
-@pytest.mark.parametrize("command", runs(), ids=lambda one: f"{one.case.name}-{one.name}")
+@pytest.mark.parametrize("command", runs(), ids=str)
 def test_run(command: Command) -> None:
     trainer, updates, examples = train(command)
     facts, stage = command.facts, trainer.stage
@@ -276,17 +307,19 @@ def test_run(command: Command) -> None:
         assert update.loss == pytest.approx(row["loss"], abs=2.5e-4)
     for update, row in zip(updates[1:], facts["log_history"], strict=False):
         assert update.lr == pytest.approx(row["learning_rate"], rel=1e-9, abs=1e-15)
-    assert set(trainer.table.names) == {our_name(name) for name in facts["trainable"]}
+    assert set(trainer.table.names) == {ours(name, command) for name in facts["trainable"]}
     check_weights(command, dict(trainer.model.named_parameters()))
 
 
 def check_weights(command: Command, own: dict[str, torch.Tensor]) -> None:
     """Everything that the case keeps of the finished model."""
     for theirs, total in command.facts["param_abs_sum_after"].items():
-        value = own[our_name(theirs)].detach().double()
+        value = own[ours(theirs, command)].detach().double()
         assert value.abs().sum().item() == pytest.approx(total, abs=2e-4 * value.numel(), rel=1e-4)
     for theirs, expected in final_weights(command):
-        torch.testing.assert_close(own[our_name(theirs)].detach(), expected.float(), **TOLERANCE)
+        torch.testing.assert_close(
+            own[ours(theirs, command)].detach(), expected.float(), **TOLERANCE
+        )
 
 
 def final_weights(command: Command) -> Iterator[tuple[str, torch.Tensor]]:
