@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -12,9 +12,11 @@ from retinue.cli.common import Overrides, examples, note
 if TYPE_CHECKING:
     from retinue.world.options import WorldOptions
 
+Film = Literal["frames", "mkv", "mp4"]
 EPILOG = examples(
     "retinue data world worlds/text --tasks ocr --words 1 --size 96",
     "retinue data world worlds/boxes --tasks rec,reg,det --pictures 8000 max_objects=3",
+    "retinue data world worlds/video --tasks video,colour,shape --film mkv --pictures 8000",
 )
 
 
@@ -30,6 +32,9 @@ def world(
     size: Annotated[int, typer.Option(min=24, help="Side of a picture, in pixels.")] = 72,
     words: Annotated[int, typer.Option(min=0, max=2, help="Words in each picture.")] = 0,
     figures: Annotated[int, typer.Option(min=0, max=2, help="Stick figures in each.")] = 0,
+    film: Annotated[
+        Film, typer.Option(help="Videos as lists of frames, or files: mkv (lossless) or mp4.")
+    ] = "frames",
     vocabulary: Annotated[int, typer.Option(min=300, help="Ids of the tokenizer.")] = 512,
     seed: Annotated[int, typer.Option(help="Same seed, same pictures and questions.")] = 0,
 ) -> None:
@@ -52,6 +57,7 @@ def world(
             options=options,
             tasks=tuple(name.strip() for name in tasks.split(",") if name.strip()),
             turns=turns,
+            film=film,
         )
     make_tokenizer(train, vocabulary=vocabulary).save(out / "tokenizer")
     note(f"training data: {train}\nquestions:     {test}\ntokenizer:     {out / 'tokenizer'}")

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 from retinue.core.errors import ConfigError, DataError, EnvError
 from retinue.core.seed import stream_seed
+from retinue.media.film import check_film, write_video
 from retinue.world.baseline import majority_baseline
 from retinue.world.draw import draw_scene
 from retinue.world.options import WorldOptions
@@ -24,6 +25,7 @@ __all__ = ["Row", "majority_baseline", "make_picture", "read_rows", "write_split
 
 Row = dict[str, Any]
 Progress = Callable[[int, int], None]
+Film = Literal["frames", "mkv", "mp4"]
 CHUNK = 64
 
 
@@ -38,6 +40,7 @@ class _Job:
     caption_first: bool
     apart: bool
     alone: float | None
+    film: Film
 
 
 def write_split(
@@ -52,6 +55,7 @@ def write_split(
     caption_first: bool = True,
     apart: bool = False,
     alone: float | None = None,
+    film: Film = "frames",
     workers: int = 0,
     progress: Progress | None = None,
 ) -> Path:
@@ -60,9 +64,10 @@ def write_split(
     name.json: LLaVA's list of {id, image, conversations} with up to `turns_per_picture` turns, the
     dense caption (if it is a task) first or last, and, `apart`, no two questions about one object
     (`alone`: a picture has its caption, with this chance, or its questions);
-    questions about several pictures are records of
-    their own whose `image` is a list. name.jsonl: one question a row, {id, messages, answer,
-    references, task, scorer, meta}. Pictures are `images/<id>.png`, paths relative to `folder`.
+    questions about several pictures are records of their own whose `image` is a list, those about
+    a video have `video`: a list of frames, or with `film` the path of a file (mkv: lossless, mp4:
+    even sides). name.jsonl: one question a row, {id, messages, answer, references, task, scorer,
+    meta}. Pictures are `images/<id>.png`, paths relative to `folder`.
     Picture k depends on (seed, name, k, options, tasks, turns) alone, not on `workers` (processes;
     0 = this one). `progress(done, total)` is called as pictures are written.
     Raises ConfigError for tasks or numbers that cannot be, EnvError when the disk refuses.
@@ -75,6 +80,8 @@ def write_split(
         )
     options = options or WorldOptions()
     check_tasks(tasks, options=options)
+    if film != "frames":
+        check_film(film, options.size)
     folder = Path(folder)
     job = _Job(
         folder=folder,
@@ -86,6 +93,7 @@ def write_split(
         caption_first=caption_first,
         apart=apart,
         alone=alone,
+        film=film,
     )
     records: list[Row] = []
     rows: list[Row] = []
@@ -176,16 +184,14 @@ def _add(
     turns: Sequence[QA],
 ) -> None:
     """Draw the pictures of one record; append the record and its rows."""
-    suffixes = [""] if len(scenes) == 1 else [f"-{k}" for k in range(len(scenes))]
-    images = [f"images/{key}{suffix}.png" for suffix in suffixes]
-    for scene, image in zip(scenes, images, strict=True):
-        draw_scene(scene).save(job.folder / image, compress_level=1)
+    kind = "video" if turns[0].moving else "image"
+    media = _drawn(job, key=key, scenes=scenes, moving=turns[0].moving)
     conversations = []
     for number, qa in enumerate(turns):
-        marks = "<image>\n" * len(images) if number == 0 else ""
+        marks = f"<{kind}>\n" * len(media) if number == 0 else ""
         conversations.append({"from": "human", "value": marks + qa.question})
         conversations.append({"from": "gpt", "value": qa.answer})
-        parts: list[Row] = [{"type": "image", "image": image} for image in images]
+        parts: list[Row] = [{"type": kind, kind: medium} for medium in media]
         parts.append({"type": "text", "text": qa.question})
         rows.append(
             {
@@ -198,5 +204,21 @@ def _add(
                 "meta": {"size": list(scenes[0].size), **qa.meta},
             }
         )
-    image_field = images[0] if len(images) == 1 else images
-    records.append({"id": key, "image": image_field, "conversations": conversations})
+    one = len(media) == 1 and isinstance(media[0], str)
+    records.append({"id": key, kind: media[0] if one else media, "conversations": conversations})
+
+
+def _drawn(
+    job: _Job, *, key: str, scenes: Sequence[Scene], moving: bool
+) -> list[str] | list[list[str]]:
+    """Draw a record's pictures; the names of its media: pictures, a video, or a list of frames."""
+    pictures = [draw_scene(scene) for scene in scenes]
+    if moving and job.film != "frames":
+        name = f"images/{key}.{job.film}"
+        write_video(pictures, job.folder / name)
+        return [name]
+    suffixes = [""] if len(scenes) == 1 else [f"-{k}" for k in range(len(scenes))]
+    images = [f"images/{key}{suffix}.png" for suffix in suffixes]
+    for picture, image in zip(pictures, images, strict=True):
+        picture.save(job.folder / image, compress_level=1)
+    return [images] if moving else images

@@ -23,6 +23,7 @@ class QA:
     references: every answer that counts as right, the trained one among them
     scorer: name in the table of retinue.eval.scorers
     scenes: the pictures asked about, in order, where they are not just the scene itself
+    moving: those are the frames of one video
     about: names of the objects that question and answer together describe
     """
 
@@ -32,6 +33,7 @@ class QA:
     scorer: str
     references: tuple[str, ...] = ()
     scenes: tuple[Scene, ...] = ()
+    moving: bool = False
     about: tuple[str, ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)
 

@@ -31,6 +31,7 @@ def video(scene: Scene, *, rng: Random, options: WorldOptions) -> list[QA]:
             answer=direction,
             scorer="exact",
             scenes=film(scene, thing=thing, direction=direction),
+            moving=True,
             meta={"frames": FRAMES},
         )
     ]
