@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from retinue.text.tokenizer import Tokenizer
+    from retinue.world.make import Film
     from retinue.world.options import WorldOptions
 
 SIDE = 72
@@ -25,6 +27,7 @@ ALONE = 0.35
 LOOKING = 0.4
 """Share of training pictures whose questions all look up one of several objects."""
 LOOKED_UP = ("colour", "shape", "place", "rec")
+MARK = re.compile(r"<(image|video)>\n")
 SAMPLE = 4000
 """Records whose text is enough to learn the vocabulary from."""
 LOOKED = 20
@@ -58,6 +61,7 @@ def make_data(
     options: WorldOptions | None = None,
     tasks: Sequence[str] | None = None,
     turns: int = TURNS,
+    film: Film = "frames",
 ) -> tuple[Path, Path]:
     """Write train.json and test.jsonl (at least `questions` rows) unless they are there already.
 
@@ -73,6 +77,7 @@ def make_data(
     facts = json.loads(
         json.dumps({**facts, "turns": turns, "shares": [ALONE, LOOKING], "tasks": list(tasks)})
     )
+    facts |= {"film": film} if film != "frames" else {}
     if mark.exists() and json.loads(mark.read_text("utf-8")) == facts:
         progress(pictures, pictures)
         return folder / "train.json", folder / "test.jsonl"
@@ -82,6 +87,7 @@ def make_data(
         "tasks": tasks,
         "turns_per_picture": turns,
         "caption_first": False,
+        "film": film,
     }
     mark.unlink(missing_ok=True)
     draw_training(folder, pictures, common, progress=progress)
@@ -165,7 +171,7 @@ def make_tokenizer(train: Path, *, vocabulary: int = VOCABULARY) -> Tokenizer:
 def words_of(train: Path) -> Iterator[str]:
     """The turns as the template will write them, so that its words become tokens too."""
     for record in json.loads(train.read_text("utf-8"))[:SAMPLE]:
-        values = [turn["value"].replace("<image>\n", "") for turn in record["conversations"]]
+        values = [MARK.sub("", turn["value"]) for turn in record["conversations"]]
         for question, answer in zip(values[::2], values[1::2], strict=True):
             yield f" USER: {question} ASSISTANT: {answer}"
 
