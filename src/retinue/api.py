@@ -25,17 +25,18 @@ def chat(
     videos: Sequence[VideoSource] = (),
     device: str = "auto",
     template: str | dict[str, Any] | None = None,
+    quant: str | None = None,
     **sampling: Any,
 ) -> str:
     """The answer of the model at a PATH to one question about any number of pictures and videos.
 
     images: paths, URLs, bytes or PIL images; videos: files, folders of frames or tuples of
-    pictures; sampling: fields of SamplingParams. For several
+    pictures; quant: as in `load`; sampling: fields of SamplingParams. For several
     questions load once and use `retinue.decode.chat.Chat`. Raises CheckpointError, MediaError,
     RequestError.
     """
     params = SamplingParams.parse(sampling, where="chat")
-    model, processor = load(path, template=template, device=pick_device(device)[0])
+    model, processor = load(path, template=template, device=pick_device(device)[0], quant=quant)
     answer = "".join(
         Chat(model, processor, params=params).ask(question, images=images, videos=videos)
     )
@@ -48,12 +49,14 @@ def generate(
     *,
     device: str = "auto",
     batch_size: int = 8,
+    quant: str | None = None,
     **sampling: Any,
 ) -> Iterator[Completion]:
     """Answers of the model at a PATH to every sample, in order, decoded in batches.
 
-    sampling: fields of SamplingParams. Raises CheckpointError, DataError, RequestError.
+    quant: as in `load`; sampling: fields of SamplingParams. Raises CheckpointError, DataError,
+    RequestError.
     """
     params = SamplingParams.parse(sampling, where="generate")
-    model, processor = load(path, device=pick_device(device)[0])
+    model, processor = load(path, device=pick_device(device)[0], quant=quant)
     return generate_all(model, processor, samples, params=params, batch_size=batch_size)

@@ -36,6 +36,10 @@ Base = Annotated[
 MediaRoot = Annotated[
     Path | None, typer.Option(help="Folder of relative image paths; default: the data file's.")
 ]
+VideoAs = Annotated[
+    str | None,
+    typer.Option(help="How a video is seen (`retinue ls videos`); default: the model's, frames."),
+]
 Temperature = Annotated[float, typer.Option(min=0, help="0: always the likeliest; 1: as trained.")]
 TopP = Annotated[float, typer.Option(help="Draw from the likeliest that reach this probability.")]
 TopK = Annotated[int, typer.Option(min=0, help="Draw from this many of the likeliest; 0: all.")]
@@ -66,22 +70,29 @@ def load_model(
     template: str | None = None,
     adapters: list[str] | None = None,
     base: str | None = None,
+    quant: str | None = None,
+    quant_encoders: bool = False,
+    video: str | None = None,
 ) -> tuple[Retinue, Processor]:
     """The model and processor that the options describe."""
     import torch
 
+    from retinue.decode.prompt import with_video
     from retinue.hub.load import load
     from retinue.ops.backend import pick_device
 
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    return load(
+    model, processor = load(
         path,
         device=pick_device(device)[0],
         dtype=dtypes.get(dtype),
         template=template,
         adapters=adapters or (),
         base=base,
+        quant=quant,
+        quant_encoders=quant_encoders,
     )
+    return model, with_video(processor, video)
 
 
 def identity(path: str | Path) -> str | None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import sys
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from retinue.cli import answering as opt
-from retinue.cli.common import Device, examples, note, verb
+from retinue.cli.common import Device, Quant, QuantEncoders, examples, note, verb
 from retinue.core.errors import RequestError, RetinueError
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ app = verb()
 
 HELP = """\
 /image PATH-or-URL   show a picture with the next question (several: repeat)
+/video PATH          the same for a video, or a folder of its frames
 /reset               forget the conversation and its pictures
 /system TEXT         another system prompt, in a new conversation
 /save FILE           write the conversation as a row of chat JSONL
@@ -35,6 +36,7 @@ Read = Callable[[str], str]
     epilog=examples(
         "retinue chat runs/quickstart/model --image photo.jpg",
         "retinue chat runs/quickstart/model --image a.png --image b.png --ask 'What differs?'",
+        "retinue chat runs/video/model --video clip.mp4 --ask 'Which way does the circle move?'",
     )
 )
 def chat(
@@ -42,6 +44,11 @@ def chat(
     image: Annotated[
         list[str] | None, typer.Option(help="Picture of the first question; may repeat.")
     ] = None,
+    video: Annotated[
+        list[str] | None,
+        typer.Option(help="Video (file or folder of frames) of the first question; may repeat."),
+    ] = None,
+    video_as: opt.VideoAs = None,
     ask: Annotated[
         str | None, typer.Option(help="One question: print the answer and stop.")
     ] = None,
@@ -58,10 +65,14 @@ def chat(
     base: opt.Base = None,
     device: Device = "auto",
     dtype: opt.Dtype = "auto",
+    quant: Quant = None,
+    quant_encoders: QuantEncoders = False,
 ) -> None:
     """Talk to a model, with pictures; commands begin with a slash (/help)."""
     for source in image or []:
         look(source)
+    for source in video or []:
+        look_video(source)
     from retinue.decode.chat import Chat
     from retinue.decode.sampling import SamplingParams
 
@@ -78,9 +89,18 @@ def chat(
         where="chat",
     )
     model, processor = opt.load_model(
-        path, device=device, dtype=dtype, template=template, adapters=adapter, base=base
+        path,
+        device=device,
+        dtype=dtype,
+        template=template,
+        adapters=adapter,
+        base=base,
+        quant=quant,
+        quant_encoders=quant_encoders,
+        video=video_as,
     )
-    session = Session(Chat(model, processor, params=params, system=system), images=image or [])
+    talk = Chat(model, processor, params=params, system=system)
+    session = Session(talk, images=image or [], videos=video or [])
     if ask is not None:
         session.answer(ask)
         return
@@ -108,6 +128,13 @@ def look(source: str) -> None:
     image_size(source)
 
 
+def look_video(source: str) -> None:
+    """Raise MediaError now for a video that cannot be read, EnvError without its decoder."""
+    from retinue.media.frames import Frames
+
+    Frames().blanks(source)
+
+
 def printable(text: str) -> str:
     """Without control characters, which could make a terminal do anything; line breaks stay."""
     return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
@@ -116,8 +143,8 @@ def printable(text: str) -> str:
 class Session:
     """The loop around a Chat: commands, pictures waiting for their question, output."""
 
-    def __init__(self, chat: Chat, *, images: list[str]) -> None:
-        self.chat, self.waiting = chat, list(images)
+    def __init__(self, chat: Chat, *, images: list[str], videos: Sequence[str] = ()) -> None:
+        self.chat, self.waiting, self.videos = chat, list(images), list(videos)
 
     def talk(self, read: Read, *, forgiving: bool) -> None:
         """Read lines until an empty one, /quit or the end of input.
@@ -148,25 +175,28 @@ class Session:
 
     def answer(self, text: str) -> None:
         """Stream the answer to standard output."""
-        images = list(self.waiting)
-        for piece in self.chat.ask(text, images=images):
+        images, videos = list(self.waiting), list(self.videos)
+        for piece in self.chat.ask(text, images=images, videos=videos):
             typer.echo(printable(piece) if sys.stdout.isatty() else piece, nl=False)
             sys.stdout.flush()
         typer.echo()
-        self.waiting = []
+        self.waiting, self.videos = [], []
 
     def command(self, line: str) -> None:
         """Do what a line that begins with a slash says. Raises RequestError for an unknown one."""
         name, _, rest = line.partition(" ")
         rest = rest.strip()
-        if name in ("/image", "/system", "/save") and not rest:
+        if name in ("/image", "/video", "/system", "/save") and not rest:
             raise RequestError(f"{name} needs something behind it", fix="/help")
         if name == "/image":
             look(rest)
             self.waiting.append(rest)
+        elif name == "/video":
+            look_video(rest)
+            self.videos.append(rest)
         elif name == "/reset":
             self.chat.reset()
-            self.waiting = []
+            self.waiting, self.videos = [], []
         elif name == "/system":
             self.chat.reset()
             self.chat.system = rest

@@ -17,6 +17,20 @@ Device = Annotated[
 ]
 """Type of a verb's `device` argument; give it the default "auto"."""
 
+Quant = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KIND",
+        help="Weights of the language model in fewer bits: bnb8, bnb4, int8 or int4 "
+        "(8bit, 4bit: the bnb ones; `retinue ls quants`).",
+    ),
+]
+"""Type of a verb's `quant` argument; give it the default None."""
+
+QuantEncoders = Annotated[
+    bool, typer.Option("--quant-encoders", help="With --quant: the encoders' weights too.")
+]
+
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
@@ -28,6 +42,15 @@ Overrides = Annotated[
 """Type of a verb's trailing `overrides` argument; give it the default None."""
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+def quant_setting(kind: str | None, *, encoders: bool = False) -> str | None:
+    """What a record of a run says about --quant: the kind's own name. Raises ConfigError."""
+    from retinue.model.quant import canonical
+
+    if kind is None:
+        return None
+    return canonical(kind) + (", encoders too" if encoders else "")
 
 
 def examples(*commands: str) -> str:

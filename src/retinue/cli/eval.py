@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from retinue.cli import answering as opt
-from retinue.cli.common import Device, examples, note, verb
+from retinue.cli.common import Device, Quant, QuantEncoders, examples, note, quant_setting, verb
 
 if TYPE_CHECKING:
     from retinue.decode.loop import Completion, Runner
@@ -56,10 +56,13 @@ def evaluate(
     on_error: opt.OnError = "error",
     restart: opt.Restart = False,
     template: opt.Template = None,
+    video_as: opt.VideoAs = None,
     adapter: opt.Adapters = None,
     base: opt.Base = None,
     device: Device = "auto",
     dtype: opt.Dtype = "auto",
+    quant: Quant = None,
+    quant_encoders: QuantEncoders = False,
 ) -> None:
     """Score a model on a JSONL file; run again to go on where it was interrupted."""
     from retinue.core.errors import RetinueError
@@ -85,7 +88,15 @@ def evaluate(
             where="eval",
         )
         model, processor = opt.load_model(
-            path, device=device, dtype=dtype, template=template, adapters=adapter, base=base
+            path,
+            device=device,
+            dtype=dtype,
+            template=template,
+            adapters=adapter,
+            base=base,
+            quant=quant,
+            quant_encoders=quant_encoders,
+            video=video_as,
         )
         document = write_result(
             model,
@@ -102,6 +113,8 @@ def evaluate(
                 "weights": opt.identity(path),
                 "adapters": adapter or [],
                 "base": base,
+                "video": video_as,
+                "quant": quant_setting(quant, encoders=quant_encoders),
                 "data": str(data),
                 "rows": opt.identity(data),
                 "scorer": scorer,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from retinue.cli import answering as opt
-from retinue.cli.common import Device, examples, note, verb
+from retinue.cli.common import Device, Quant, QuantEncoders, examples, note, quant_setting, verb
 
 if TYPE_CHECKING:
     from retinue.decode.loop import Runner
@@ -43,10 +43,13 @@ def generate(
     on_error: opt.OnError = "error",
     restart: opt.Restart = False,
     template: opt.Template = None,
+    video_as: opt.VideoAs = None,
     adapter: opt.Adapters = None,
     base: opt.Base = None,
     device: Device = "auto",
     dtype: opt.Dtype = "auto",
+    quant: Quant = None,
+    quant_encoders: QuantEncoders = False,
 ) -> None:
     """Answer every row of a JSONL file; run again to go on where it was interrupted."""
     from retinue.decode.sampling import SamplingParams
@@ -67,7 +70,15 @@ def generate(
         where="generate",
     )
     model, processor = opt.load_model(
-        path, device=device, dtype=dtype, template=template, adapters=adapter, base=base
+        path,
+        device=device,
+        dtype=dtype,
+        template=template,
+        adapters=adapter,
+        base=base,
+        quant=quant,
+        quant_encoders=quant_encoders,
+        video=video_as,
     )
     counts = write_answers(
         model,
@@ -84,6 +95,8 @@ def generate(
             "weights": opt.identity(path),
             "adapters": adapter or [],
             "base": base,
+            "video": video_as,
+            "quant": quant_setting(quant, encoders=quant_encoders),
         },
     )
     note(f"{counts['answered']} answers in {output} ({counts['kept']} were there)")

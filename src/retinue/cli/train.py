@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retinue.cli.common import Device, Overrides, examples, note, verb
+from retinue.cli.common import Device, Overrides, Quant, examples, note, verb
 
 if TYPE_CHECKING:
     from retinue.data.dataset import Dataset
     from retinue.data.spec import DataSpec
     from retinue.processor import Processor
     from retinue.train.context import RunResult
-    from retinue.train.evaluator import Evaluation, Evaluator
+    from retinue.train.evaluator import Evaluation, Evaluator, SaveModel
     from retinue.train.spec import RunSpec
 
 app = verb()
@@ -27,6 +27,7 @@ app = verb()
     epilog=examples(
         "retinue train llava15-7b/lora data.sources.0.path=mine.json --out runs/mine",
         "retinue train my.yaml train.stages.sft.steps=100 --device cpu",
+        "retinue train llava15-7b/lora --quant bnb4",
     ),
 )
 def train_verb(
@@ -38,6 +39,7 @@ def train_verb(
         Path | None, typer.Option(help="Folder of the run; default: report.dir, or runs/RECIPE.")
     ] = None,
     device: Device = "auto",
+    quant: Quant = None,
     processes: Annotated[
         int, typer.Option(min=1, help="Replicas on this machine that share every update (CPU).")
     ] = 1,
@@ -49,8 +51,9 @@ def train_verb(
     from retinue.cli.launch import replicas
     from retinue.cli.run_spec import compose_run
 
-    _, spec = compose_run(recipe, overrides or [])
-    again = ["train", recipe, *(overrides or []), "--device", device]
+    overrides = [*(overrides or []), *([f"train.quant={quant}"] if quant else [])]
+    _, spec = compose_run(recipe, overrides)
+    again = ["train", recipe, *overrides, "--device", device]
     again += ["--out", str(out)] if out else []
     with replicas(processes, again):
         result = train(spec, name=recipe, out=out, device=device)
@@ -70,6 +73,7 @@ def train(
 ) -> RunResult:
     """Run a parsed recipe; `prepared`: a model and processor already in memory.
 
+    With train.quant the model folder holds what was trained, and names the base's full weights.
     A failure leaves run.json with its status and the last good checkpoint. Raises RetinueError.
     """
     import torch
@@ -79,7 +83,6 @@ def train(
     from retinue.core.log import rank
     from retinue.core.paths import run_dir
     from retinue.hub.build import build
-    from retinue.hub.save import save
     from retinue.ops.backend import default_threads, pick_device
     from retinue.ops.malloc import tune_malloc
     from retinue.train.ranks import ranks_of_launch
@@ -92,8 +95,9 @@ def train(
     tune_malloc()
     note(f"device: {place} ({why})")
     try:
+        assert prepared is None or spec.train.quant is None, "what is in memory has no base"
         if prepared is None:
-            report = build(spec.model, device=place)
+            report = build(spec.model, device=place, quant=spec.train.quant)
             note(str(report))
             prepared = (report.model, report.processor)
         model, processor = prepared
@@ -103,7 +107,7 @@ def train(
             processor=processor,
             open_data=opener(processor, folder=folder),
             folder=folder,
-            save_model=save,
+            save_model=saver(spec, model),
             evaluator=evaluator or sample_answers(spec.data, folder=folder),
             ranks=ranks_of_launch(),
         )
@@ -112,6 +116,22 @@ def train(
             if rank() == 0:
                 write_json(folder / "run.json", {"status": "failed", "error": str(error)})
         raise
+
+
+def saver(spec: RunSpec, model: Any) -> SaveModel:
+    """How a run's model is written: whole, or on top of its base where that is quantized."""
+    from functools import partial
+
+    from retinue.hub.save import save
+    from retinue.model.freeze import trained_names
+
+    if spec.train.quant is None:
+        return save
+    base = str(spec.model["from"])
+    if Path(base).expanduser().exists():
+        base = str(Path(base).expanduser().resolve())
+    names = {n for stage in spec.train.stages for n in trained_names(model, stage.trainable)}
+    return partial(save, base=base, changed=names, provenance={"quant": spec.train.quant})
 
 
 def opener(processor: Processor, *, folder: Path) -> Callable[[DataSpec], Dataset]:

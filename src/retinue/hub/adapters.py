@@ -16,6 +16,7 @@ from retinue.core.files import write_json
 from retinue.hub.lora import Lora, Pair, check_fit, read_lora
 from retinue.hub.sources import Opened
 from retinue.model.adapters import CONFIG_FILE, WEIGHTS_FILE, base_state, load_adapter
+from retinue.model.quant.swap import quantized_shapes
 from retinue.model.retinue import Retinue
 
 
@@ -32,7 +33,7 @@ def attach(
     Raises CheckpointError naming the first tensor that does not fit, with both shapes.
     """
     lora = read_lora(folder)
-    shapes = base_state(model)
+    shapes = base_state(model) | quantized_shapes(model)
     maps = [*(source.keys for source in opened.sources), llava_keys()]
     fitted = check_fit(lora, shapes, lambda key: _rename(key, maps, shapes))
     with tempfile.TemporaryDirectory() as scratch:

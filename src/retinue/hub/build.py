@@ -24,10 +24,12 @@ from retinue.hub.resolve import resolve
 from retinue.hub.save import save
 from retinue.hub.section import EncoderPart, LMPart, ModelSection
 from retinue.hub.stream import Source, fill, skeleton
+from retinue.model.adapters import adapter_names
 from retinue.model.build import build_model
 from retinue.model.connectors.base import build as build_connector
 from retinue.model.encoders import ENCODERS
 from retinue.model.layouts import LAYOUTS
+from retinue.model.quant.swap import quantized_shapes
 from retinue.model.retinue import Retinue
 from retinue.model.spec import Plan, RetinueConfig
 from retinue.processor import Processor, ProcessorSpec
@@ -89,16 +91,24 @@ def build(
     tokenizer: Tokenizer | None = None,
     device: str | torch.device = "cpu",
     where: str = "model",
+    quant: str | None = None,
 ) -> BuildReport:
     """Assemble the model that a recipe's `model:` section describes, and save it if `out` is given.
 
     New parts are initialised from the section's seed, loaded ones keep their weights; tokenizer:
-    one made in this process, instead of the section's.
+    one made in this process, instead of the section's; quant: as in `load`, for `from` only.
     Raises ConfigError for a section or parts that do not fit, CheckpointError for bad folders.
     """
     section = ModelSection.parse(model, where=where)
     if section.source is not None:
-        report = _existing(section, device=device)
+        report = _existing(section, device=device, quant=quant)
+    elif quant is not None:
+        raise ConfigError(
+            f"{quant} weights of a model that is yet to be assembled",
+            where=where,
+            rule="adapters are saved beside the full weights, which need a folder",
+            fix="`retinue build RECIPE FOLDER`, then train with model.from=FOLDER",
+        )
     else:
         report = _assembled(section, tokenizer=tokenizer, device=device, where=where)
     if out is None:
@@ -109,7 +119,9 @@ def build(
     )
 
 
-def _existing(section: ModelSection, *, device: str | torch.device) -> BuildReport:
+def _existing(
+    section: ModelSection, *, device: str | torch.device, quant: str | None = None
+) -> BuildReport:
     assert section.source is not None
     fixed = [n for n in ("connector", "layout", "fusion", "tokenizer") if getattr(section, n)]
     if fixed:
@@ -128,7 +140,15 @@ def _existing(section: ModelSection, *, device: str | torch.device) -> BuildRepo
         template=section.template,
         dtype=section.torch_dtype,
         device=device,
+        quant=quant,
     )
+    if quant is not None and adapter_names(made):
+        raise ConfigError(
+            f"adapters on {quant} weights cannot train on",
+            where="model",
+            rule="what trains are new adapters on the full model's weights",
+            fix="fold them in first (`retinue convert FOLDER NEW --to retinue`), or train without quant",
+        )
     changes = {
         name: getattr(section, name)
         for name in ("views", "video", "streams", "labels", "max_tokens")
@@ -332,8 +352,9 @@ def parts_of(model: Retinue) -> dict[str, nn.Module]:
 
 
 def count(module: nn.Module) -> int:
-    """Number of parameters, shared ones once."""
-    return sum(parameter.numel() for parameter in module.parameters())
+    """Number of parameters, shared ones once, quantized ones by what they stand for."""
+    frozen = sum(weight.numel() for weight in quantized_shapes(module).values())
+    return frozen + sum(parameter.numel() for parameter in module.parameters())
 
 
 def _processor_spec(section: ModelSection, plan: Plan) -> ProcessorSpec:

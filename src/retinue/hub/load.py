@@ -17,6 +17,7 @@ from retinue.hub.adapters import attach
 from retinue.hub.resolve import resolve
 from retinue.hub.sources import Encoders, Opened, open_folder
 from retinue.hub.stream import fill, skeleton
+from retinue.model.quant.swap import Quantizer
 from retinue.model.retinue import Retinue
 from retinue.model.spec import Plan
 from retinue.processor import Processor, ProcessorSpec
@@ -48,15 +49,21 @@ def load(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     keep_adapter: bool = False,
+    quant: str | None = None,
+    quant_encoders: bool = False,
+    quant_head: bool = False,
 ) -> tuple[Retinue, Processor]:
     """A model in eval mode and its processor, from a folder or hub id in any known format.
 
     adapters: LoRA folders in PEFT's layout to put on top; base: what a projector, LoRA or adapter
     stands on; encoders: {name: PATH} of towers; template: overrides the folder's or its
     architecture's; dtype: of all weights, default that of the files; keep_adapter: a LLaVA LoRA
-    stays an adapter instead of being folded into the weights.
-    Raises CheckpointError for folders that are no checkpoint, incomplete or truncated, or parts
-    that do not fit each other; EnvError when the hub cannot be reached.
+    stays an adapter instead of being folded into the weights; quant: a format of fewer bits for the
+    language model's linear layers (`retinue ls quants`), quant_encoders and quant_head: for these
+    too. Weights change format one by one as they are read; adapters stay on top, unmerged.
+    Raises ConfigError for an unknown format; CheckpointError for folders that are no checkpoint,
+    incomplete or truncated, or parts that do not fit each other; EnvError when the hub cannot be
+    reached or the package of a format is missing.
     """
     found = load_with_report(
         path,
@@ -67,6 +74,9 @@ def load(
         device=device,
         dtype=dtype,
         keep_adapter=keep_adapter,
+        quant=quant,
+        quant_encoders=quant_encoders,
+        quant_head=quant_head,
     )
     return found.model, found.processor
 
@@ -81,12 +91,25 @@ def load_with_report(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     keep_adapter: bool = False,
+    quant: str | None = None,
+    quant_encoders: bool = False,
+    quant_head: bool = False,
 ) -> Loaded:
     """As `load`, with the coverage of every key."""
+    quantizer = None
+    if quant is not None:  # a wrong name or a missing package fails before anything is read
+        quantizer = Quantizer.of(quant, encoders=quant_encoders, head=quant_head)
     opened = open_folder(path, base=base, encoders=encoders, keep_adapter=keep_adapter)
     processor = make_processor(opened, template=template)
     model = skeleton(opened.config)
-    coverage = fill(model, opened.sources, dtype=dtype, device=device, where=str(opened.folder))
+    coverage = fill(
+        model,
+        opened.sources,
+        dtype=dtype,
+        device=device,
+        where=str(opened.folder),
+        quantizer=quantizer,
+    )
     if coverage.unused:
         get_logger().warning(f"{opened.folder}: {coverage}")
     file = opened.folder / "generation_config.json"

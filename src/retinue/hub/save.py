@@ -6,7 +6,7 @@ index where sharded, adapter/ in PEFT's layout, provenance.json.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from retinue.hub.files import SHARD_BYTES, ShardWriter, whole_folder
 from retinue.hub.sources import ADAPTER
 from retinue.hub.stream import tied_names
 from retinue.model.adapters import adapter_names, base_state, save_adapter
+from retinue.model.quant.swap import refuse_quantized
 from retinue.model.retinue import Retinue
 from retinue.model.spec import RetinueConfig
 from retinue.processor import Processor
@@ -32,26 +33,26 @@ def save(
     dtype: torch.dtype | None = None,
     shard_bytes: int = SHARD_BYTES,
     base: str | None = None,
+    changed: Collection[str] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a folder that `load` reads back to the same logits; returns it.
 
     dtype: of the written weights, default as they are; shard_bytes: largest weight file; base: PATH
-    of the model that holds all weights that do not require grad here, which are then not written;
-    provenance: facts to keep with the versions. An existing folder is replaced once the new one is
-    complete. Raises EnvError when there is no room; the previous folder is then kept.
+    of the model that holds all other weights than `changed`, names that default to those that
+    require grad here; the others are then not written; provenance: facts to keep with the versions.
+    An existing folder is replaced once the new one is complete. Raises EnvError when there is no
+    room, the previous folder is then kept; ConfigError for a quantized model without a base.
     """
+    if base is None:
+        refuse_quantized(model)
     tied = tied_names(model)
     state: Iterable[tuple[str, Tensor]] = (
         (name, tensor) for name, tensor in base_state(model).items() if name not in tied
     )
     if base is not None:
-        changed = {
-            name.replace(".base_layer.", ".")
-            for name, parameter in model.named_parameters()
-            if parameter.requires_grad and ".lora_" not in name
-        }
-        state = ((name, tensor) for name, tensor in state if name in changed)
+        wanted = _trained(model) if changed is None else set(changed)
+        state = ((name, tensor) for name, tensor in state if name in wanted)
     with whole_folder(Path(folder)) as partial:
         write_weights(state, partial, dtype=dtype, shard_bytes=shard_bytes)
         write_settings(
@@ -69,6 +70,14 @@ def save(
             write_json(partial / BASE, {"base": base})
         write_json(partial / "provenance.json", {"versions": versions(), **(provenance or {})})
     return Path(folder)
+
+
+def _trained(model: Retinue) -> set[str]:
+    return {
+        name.replace(".base_layer.", ".")
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and ".lora_" not in name
+    }
 
 
 def write_weights(

@@ -14,6 +14,7 @@ from retinue.convert.keymap import Coverage, KeyMap, shorten
 from retinue.convert.translation import FOREIGN
 from retinue.convert.weights import Weights
 from retinue.core.errors import CheckpointError
+from retinue.model.quant.swap import Quantizer
 from retinue.model.retinue import Retinue
 from retinue.model.spec import RetinueConfig
 
@@ -137,19 +138,25 @@ def fill(
     dtype: torch.dtype | None,
     device: str | torch.device,
     where: str,
+    quantizer: Quantizer | None = None,
 ) -> Coverage:
     """Give a skeleton its weights. Nothing stays on meta, or CheckpointError names what would.
 
     dtype None: encoders keep the dtype they have on disk, all else takes the language model's.
+    quantizer: changes the format of each weight it is for as soon as that is read.
     """
     cover = Coverage()
     wanted, tied = shapes_of(model), tied_names(model)
+    quantized = quantizer.targets(model) if quantizer else set()
     common = dtype or language_dtype(sources)
     mark = Fingerprint()
     for name, tensor in stream(sources, wanted, tied, cover):
         tensor = cast(name, tensor, asked=dtype, common=common)
         mark.add(name, tensor)
-        place(model, name, tensor.to(device))
+        if quantizer is not None and name in quantized:
+            quantizer.put(model, name, tensor.to(device))
+        else:
+            place(model, name, tensor.to(device))
     require_complete(cover, where=where)
     mark.keep(model.config)
     for name, other in tied.items():

@@ -19,11 +19,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from retinue.core.errors import CheckpointError, ConfigError
+from retinue.model.quant.base import QuantLinear
+from retinue.model.quant.bnb import hush
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 DEFAULT = "default"
+
+hush()  # peft imports bitsandbytes where it is installed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,9 +158,14 @@ def load_adapter(
 
 
 def merge_adapters(model: nn.Module) -> list[str]:
-    """Fold all adapters into the weights and remove them; returns the changed parameters."""
+    """Fold all adapters into the weights and remove them; returns the changed parameters.
+
+    A quantized weight is decoded first and stays so: rounding it again would undo the training.
+    """
     changed = []
     for path, layer in list(_layers(model)):
+        if isinstance(layer.get_base_layer(), QuantLinear):
+            layer.base_layer = layer.get_base_layer().plain()
         layer.merge(adapter_names=list(layer.lora_A))
         parent, _, leaf = path.rpartition(".")
         setattr(model.get_submodule(parent), leaf, layer.get_base_layer())

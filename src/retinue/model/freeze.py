@@ -19,6 +19,7 @@ from retinue.core.errors import ConfigError
 from retinue.core.registry import nearest
 from retinue.core.spec import Spec
 from retinue.model.adapters import LoraTarget, add_lora, linears
+from retinue.model.quant.swap import quantized_shapes
 
 NO_RULE = "(no rule)"
 ADAPTER_KEYS = (".lora_A.", ".lora_B.")
@@ -151,12 +152,16 @@ def apply_rules(model: nn.Module, rules: Mapping[str, Rule], *, lr: float) -> Tr
     """Freeze, free and adapt the parameters of a model in place; the last matching rule wins.
 
     Parameters that no rule names are frozen. lr: the stage's learning rate.
-    Raises ConfigError for a pattern that reaches nothing, or if nothing is left to train.
+    Raises ConfigError for a pattern that reaches nothing, if nothing is left to train, and for a
+    rule that would train quantized weights.
     """
     names = [plain(name) for name, _ in model.named_parameters() if not is_adapter(name)]
-    patterns = list(rules)
-    chosen = _choose(names, patterns)
     sizes = {plain(name): parameter.numel() for name, parameter in model.named_parameters()}
+    frozen = {name: weight.numel() for name, weight in quantized_shapes(model).items()}
+    sizes |= frozen
+    patterns = list(rules)
+    chosen = _choose([*names, *frozen], patterns)
+    _refuse_frozen(rules, {name: chosen[name] for name in frozen})
     targets = _lora_targets(model, rules, chosen)
     if targets:
         add_lora(model, targets)
@@ -223,6 +228,28 @@ def _known_patterns(names: list[str], depth: int = 9) -> list[str]:
         if depth > 1:
             found[name] = None
     return list(found)
+
+
+def trained_names(model: nn.Module, rules: Mapping[str, Rule]) -> list[str]:
+    """Parameters that these rules would train themselves, adapters not among them."""
+    names = [plain(name) for name, _ in model.named_parameters() if not is_adapter(name)]
+    patterns = list(rules)
+    chosen = _choose([*names, *quantized_shapes(model)], patterns)
+    full = {index for index, pattern in enumerate(patterns) if _is_full(rules[pattern])}
+    return [name for name in names if chosen[name] in full]
+
+
+def _refuse_frozen(rules: Mapping[str, Rule], chosen: Mapping[str, int | None]) -> None:
+    """Quantized weights take adapters, no gradients of their own."""
+    for name, index in chosen.items():
+        pattern = None if index is None else list(rules)[index]
+        if pattern is not None and _is_full(rules[pattern]):
+            raise ConfigError(
+                f"{pattern!r} would train {name}, which is quantized",
+                where="train.stages.*.trainable",
+                rule="quantized weights are frozen, adapters on them can train",
+                fix="give the pattern the value lora, or leave train.quant out",
+            )
 
 
 def _is_full(rule: Rule) -> bool:

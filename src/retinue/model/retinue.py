@@ -21,6 +21,7 @@ from retinue.model.hf_inputs import batch_from_hf
 from retinue.model.layouts import LAYOUTS
 from retinue.model.lm import LMS
 from retinue.model.lm.base import LanguageModel
+from retinue.model.quant.swap import refuse_quantized
 from retinue.model.spec import Plan, RetinueConfig
 from retinue.ops.pixels import normalize
 from retinue.types import Batch, Cache, Output, Visual, VisualTokens
@@ -193,7 +194,9 @@ class Retinue(Generation, PreTrainedModel, GenerationMixin):
         """As transformers', under the names of `state_dict`: one folder, one set of keys.
 
         transformers would otherwise write some backbones under the names of their first releases.
+        Raises ConfigError for a quantized model.
         """
+        refuse_quantized(self)
         super().save_pretrained(*args, save_original_format=save_original_format, **kwargs)
 
     @torch.no_grad()

@@ -85,6 +85,7 @@ def _identity(spec: RunSpec) -> dict[str, Any]:
     stages = spec.train.stages
     return {
         "seed": spec.seed,
+        "quant": spec.train.quant,
         "stages": [stage.name for stage in stages],
         "global_batch": [stage.global_batch for stage in stages],
         "trainable": [stage.model_dump(mode="json")["trainable"] for stage in stages],

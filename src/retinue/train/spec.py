@@ -10,7 +10,8 @@ from pydantic import AfterValidator, Field, model_validator
 from retinue.core.errors import ConfigError
 from retinue.core.spec import Spec
 from retinue.data.spec import DataSpec
-from retinue.model.freeze import Rule
+from retinue.model.freeze import LoraRule, Rule
+from retinue.model.quant import canonical
 from retinue.train.idle import IDLE
 from retinue.train.norm import LOSS_NORMS
 from retinue.train.objectives.base import ObjectiveField
@@ -29,6 +30,13 @@ def _idle(name: str) -> str:
     if name not in IDLE:
         raise ValueError(f"unknown idle_visual {name!r} (known: {', '.join(IDLE)})")
     return name
+
+
+def _quant(name: str) -> str:
+    try:
+        return canonical(name)
+    except ConfigError as error:
+        raise ValueError(error.what) from None
 
 
 def _sink(name: str) -> str:
@@ -72,11 +80,13 @@ class TrainSpec(Spec):
     """Stages in order, and what holds for all of them.
 
     precision: bf16 = autocast over fp32 weights. validate_every: updates between two validation
-    losses; None = only at the end of a stage, if there is a validation split.
+    losses; None = only at the end of a stage, if there is a validation split. quant: the format of
+    the frozen language model (`retinue ls quants`), which then takes adapters only (QLoRA).
     """
 
     stages: tuple[StageSpec, ...] = Field(min_length=1)
     precision: Literal["bf16", "fp32"] = "bf16"
+    quant: Annotated[str, AfterValidator(_quant)] | None = None
     validate_every: int | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
@@ -84,6 +94,16 @@ class TrainSpec(Spec):
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise ValueError(f"two stages have the same name: {names}")
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_last(self) -> TrainSpec:
+        for stage in self.stages[:-1] if self.quant else ():
+            if any(isinstance(rule, LoraRule) for rule in stage.trainable.values()):
+                raise ValueError(
+                    f"with quant, adapters train in the last stage only, not in {stage.name!r}: "
+                    "the next one would have to fold them into quantized weights"
+                )
         return self
 
 

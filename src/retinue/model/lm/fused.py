@@ -21,6 +21,7 @@ from retinue.model.head import Keep
 from retinue.model.lm.causal import CausalLM
 from retinue.model.lm.fused_cache import FusedCache
 from retinue.model.lm.fused_layer import FusedLayer, Sight, norm_of, product
+from retinue.model.quant.base import QuantLinear
 from retinue.model.retinue import Retinue
 from retinue.ops.plan import plan_cached, plan_documents
 from retinue.types import Batch, Cache, LMInputs, Output
@@ -205,7 +206,8 @@ def unlike_parts(lm: Any, norm: type) -> str | None:
             return f"{name} has hooks"
         if "forward" in vars(module):
             return f"{name} has a forward of its own"
-        known = type(module) in exact or type(module).__module__.startswith("transformers.")
+        known = type(module) in exact or isinstance(module, QuantLinear)
+        known = known or type(module).__module__.startswith("transformers.")
         if not known:
             return f"{name} is a {type(module).__name__}"
     return None
