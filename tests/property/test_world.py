@@ -194,6 +194,32 @@ def test_words_poses_and_captions(options: WorldOptions, seed: int) -> None:
 
 @PATIENT
 @given(options=OPTIONS, seed=SEEDS)
+def test_an_inventory_names_every_object_and_tells_the_truth(
+    options: WorldOptions, seed: int
+) -> None:
+    scene = sample_scene(Random(seed), options=options)
+    (told,) = _questions("inventory", scene, seed, options)
+    if not scene.things:
+        assert told.answer == "an empty picture"
+        return
+    named = []
+    for phrase in re.split(r", (?=the )", told.answer):
+        words, said = phrase.removeprefix("the ").split(" is ")
+        thing = _one(scene, words)
+        named.append(thing)
+        if said.startswith("at ["):
+            (box,) = boxes.read(said, size=scene.size, style=options.boxes)
+            assert box == pytest.approx(thing.box, abs=0.51 * max(scene.size) / 100)
+            continue
+        attributes, _, place = said.partition(" at the ")
+        assert not place or place == _place(scene, thing)
+        known = {thing.colour, thing.shape, thing.size, "a", "an"}
+        assert set(attributes.split()) <= known, phrase
+    assert sorted(thing.name for thing in named) == sorted(thing.name for thing in scene.things)
+
+
+@PATIENT
+@given(options=OPTIONS, seed=SEEDS)
 def test_questions_about_several_pictures(options: WorldOptions, seed: int) -> None:
     scene = sample_scene(Random(seed), options=options)
     for qa in _questions("multi_image", scene, seed, options):

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 from retinue.core.errors import ConfigError
@@ -24,9 +25,8 @@ TURNS = 6
 VOCABULARY = 512
 ALONE = 0.35
 """Share of the pictures of every kind that are described; the others are asked about."""
-LOOKING = 0.4
-"""Share of training pictures whose questions all look up one of several objects."""
-LOOKED_UP = ("colour", "shape", "place", "rec")
+TOLD = 0.5
+"""Share of training pictures, of several objects, that are gone through object by object."""
 MARK = re.compile(r"<(image|video)>\n")
 SAMPLE = 4000
 """Records whose text is enough to learn the vocabulary from."""
@@ -75,7 +75,7 @@ def make_data(
     mark = folder / "made.json"
     facts = {"pictures": pictures, "asked": asked, "seed": seed, "options": options.model_dump()}
     facts = json.loads(
-        json.dumps({**facts, "turns": turns, "shares": [ALONE, LOOKING], "tasks": list(tasks)})
+        json.dumps({**facts, "turns": turns, "shares": [ALONE, TOLD], "tasks": list(tasks)})
     )
     facts |= {"film": film} if film != "frames" else {}
     if mark.exists() and json.loads(mark.read_text("utf-8")) == facts:
@@ -99,40 +99,42 @@ def make_data(
 def draw_training(
     folder: Path, pictures: int, common: dict[str, Any], *, progress: Progress
 ) -> None:
-    """Write train.json; for the quickstart's tasks with more of what small models learn last.
+    """Write train.json; for the quickstart's tasks with a share of inventories.
 
-    Those are pictures of several objects, of which a question names one. Turns stand `apart`: else
-    answers could be copied from other turns, and the model need not look.
+    An inventory names an object and then tells what it is, for every object: in questions alone, a
+    small model needs thousands of updates to learn to look up what a question names. Turns stand
+    `apart`: else answers could be copied from other turns, and the model need not look.
     """
     from retinue.world.make import write_split
     from retinue.world.tasks import QUICK
 
     options, quick = common["options"], tuple(common["tasks"]) == QUICK
-    looking = round(pictures * LOOKING) if quick and options.max_objects > 1 else 0
+    told = round(pictures * TOLD) if quick and options.max_objects > 1 else 0
     write_split(
         folder,
         name="train",
-        num_pictures=pictures - looking,
+        num_pictures=pictures - told,
         apart=True,
         alone=ALONE if quick else None,
         progress=lambda done, _: progress(done, pictures),
         **common,
     )
-    if not looking:
+    if not told:
         return
     several = options.model_copy(update={"min_objects": max(2, options.min_objects)})
     write_split(
         folder,
-        name="look",
-        num_pictures=looking,
-        apart=True,
-        progress=lambda done, _: progress(pictures - looking + done, pictures),
-        **{**common, "options": several, "tasks": LOOKED_UP},
+        name="told",
+        num_pictures=told,
+        progress=lambda done, _: progress(pictures - told + done, pictures),
+        **{**common, "options": several, "tasks": ("inventory",)},
     )
-    both = [json.loads((folder / f"{name}.json").read_text("utf-8")) for name in ("train", "look")]
-    (folder / "train.json").write_text(json.dumps(both[0] + both[1]), encoding="utf-8")
+    both = [json.loads((folder / f"{name}.json").read_text("utf-8")) for name in ("train", "told")]
+    mixed = both[0] + both[1]
+    Random(common["seed"]).shuffle(mixed)
+    (folder / "train.json").write_text(json.dumps(mixed), encoding="utf-8")
     for suffix in ("json", "jsonl"):
-        (folder / f"look.{suffix}").unlink()
+        (folder / f"told.{suffix}").unlink()
 
 
 def pictures_asked(

@@ -17,6 +17,7 @@ TASKS: Registry[Task] = Registry(
         "caption": "retinue.world.tasks.captions:caption",
         "caption_dense": "retinue.world.tasks.captions:caption_dense",
         "caption_grounded": "retinue.world.tasks.captions:caption_grounded",
+        "inventory": "retinue.world.tasks.captions:inventory",
         "colour": "retinue.world.tasks.attributes:colour",
         "shape": "retinue.world.tasks.attributes:shape",
         "size": "retinue.world.tasks.attributes:size",

@@ -1,11 +1,11 @@
-"""Captions: short, dense (every attribute) and grounded (with boxes), in reading order."""
+"""Captions: short, dense (every attribute), grounded (with boxes), and object by object."""
 
 from __future__ import annotations
 
 from random import Random
 
 from retinue.world.options import WorldOptions
-from retinue.world.scene import Scene
+from retinue.world.scene import Scene, Thing
 from retinue.world.tasks.base import QA, an, ask, box_text, place_phrase
 
 SHORT_PROMPT = "Provide a one-sentence caption for the provided image."
@@ -13,6 +13,7 @@ DENSE_PROMPT = "Generate a detailed description about the image."
 GROUNDED_PROMPT = (
     "Describe the image concisely. Include the bounding box for each mentioned object."
 )
+INVENTORY_PROMPT = "Go through the objects."
 EMPTY = "an empty picture"
 
 
@@ -60,6 +61,42 @@ def caption_grounded(scene: Scene, *, rng: Random, options: WorldOptions) -> lis
             scorer="grounded",
         )
     ]
+
+
+def inventory(scene: Scene, *, rng: Random, options: WorldOptions) -> list[QA]:
+    """Each object once, in any order, named by one attribute and then told by the others.
+
+    `the star is purple at the left, the red object is a small ring`: every phrase is a question
+    and its answer, so one picture teaches many look-ups of the object that words name.
+    """
+    things = rng.sample(scene.things, len(scene.things))
+    return [
+        QA(
+            task="inventory",
+            question=ask(INVENTORY_PROMPT, options=options),
+            answer=", ".join(
+                _told(thing, scene=scene, rng=rng, options=options) for thing in things
+            )
+            or EMPTY,
+            scorer="caption",
+            about=tuple(thing.name for thing in things),
+        )
+    ]
+
+
+def _told(thing: Thing, *, scene: Scene, rng: Random, options: WorldOptions) -> str:
+    """`the star is purple at the left`; the name is one that fits no other object."""
+    place = place_phrase(thing.place)
+    ways = [
+        f"the object {place} is {an(thing.name)}",
+        f"the {thing.name} is {thing.size} {place}",
+        f"the {thing.name} is at {box_text(thing.box, scene=scene, options=options)}",
+    ]
+    if len(scene.having(shape=thing.shape)) == 1:
+        ways += [f"the {thing.shape} is {thing.colour} {place}"] * 2
+    if len(scene.having(colour=thing.colour)) == 1:
+        ways += [f"the {thing.colour} object is {an(thing.shape)} {place}"] * 2
+    return rng.choice(ways)
 
 
 def _listed(parts: list[str], *, last: str) -> str:
