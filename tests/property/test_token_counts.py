@@ -26,6 +26,14 @@ CONNECTORS: dict[str, Any] = {
     "channel": {"kind": "mlp", "of": {"kind": "channel", "parts": [TAKE_A, TAKE_B]}},
     "identity": {"kind": "identity", "of": {"kind": "linear", "of": TAKE_A}},
 }
+ELASTIC: dict[str, Any] = {
+    "after": {"kind": "elastic", "scales": [1, 4, 16], "of": {"kind": "mlp", "of": TAKE_A}},
+    "before": {"kind": "mlp", "of": {"kind": "elastic", "of": TAKE_A}},
+    "over channel": {"kind": "elastic", "of": CONNECTORS["channel"]},
+    "over pool": {"kind": "elastic", "of": CONNECTORS["pool"]},
+    "outer linear": {"kind": "linear", "of": {"kind": "elastic", "of": CONNECTORS["mlp1"]}},
+    "rounded": {"kind": "elastic", "rounding": "original", "of": CONNECTORS["mlp"]},
+}
 NO_GRID: dict[str, Any] = {
     "class token": {"kind": "linear", "of": {**TAKE_A, "prefix": True}},
     "sequence": {
@@ -33,6 +41,7 @@ NO_GRID: dict[str, Any] = {
         "parts": [{"kind": "linear", "of": TAKE_A}, {"kind": "mlp", "of": TAKE_B}],
     },
 }
+ALL = {**CONNECTORS, **ELASTIC, **NO_GRID}
 
 
 def config(connector: dict[str, Any], layout: dict[str, Any]) -> RetinueConfig:
@@ -69,7 +78,7 @@ def model(name: str, layout: str) -> Retinue:
             "newline": {"kind": "newline"},
             "spatial": {"kind": "newline", "unpad": False, "newline": False},
         }
-        MODELS[key] = build_model(config({**CONNECTORS, **NO_GRID}[name], layouts[layout]), seed=0)
+        MODELS[key] = build_model(config(ALL[name], layouts[layout]), seed=0)
     return MODELS[key]
 
 
@@ -103,19 +112,50 @@ def test_tokens_without_a_grid(items: list[Grid], name: str) -> None:
     check(model(name, "plain"), items)
 
 
-def check(net: Retinue, items: list[Grid]) -> None:
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(grids(), min_size=1, max_size=4),
+    st.sampled_from(sorted(ELASTIC)),
+    st.sampled_from(["plain", "newline", "spatial"]),
+    st.data(),
+)
+def test_predicted_tokens_are_given_at_any_budgets(
+    items: list[Grid], name: str, layout: str, data: st.DataObject
+) -> None:
+    """One batch, every item at a budget of its own, under every layout."""
+    net = model(name, layout)
+    full = net.plan.per_view().length
+    known = range(1, full + 1) if name == "rounded" else net.plan.budgets
+    choice = st.one_of(st.none(), st.sampled_from(known))
+    check(net, items, [data.draw(choice) for _ in items])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(-3, 40), st.sampled_from(sorted(ELASTIC)))
+def test_a_budget_is_met_or_refused(budget: int, name: str) -> None:
+    plan = model(name, "plain").plan
+    if budget in plan.budgets:
+        assert plan.tokens_for(Grid(size=(4, 4)), budget) == budget
+    elif name != "rounded" or not 1 <= budget <= max(plan.budgets):
+        with pytest.raises(ConfigError, match=r"nearest is \d+"):
+            plan.tokens_for(Grid(size=(4, 4)), budget)
+
+
+def check(net: Retinue, items: list[Grid], budgets: list[int | None] | None = None) -> None:
+    budgets = budgets or [None] * len(items)
     views = sum(grid.num_views for grid in items)
     visual = Visual(
         pixels={"rgb": torch.zeros(views, 3, 16, 16, dtype=torch.uint8)},
         grids=items,
-        budgets=[None] * len(items),
+        budgets=budgets,
         spans=torch.zeros(len(items), 3, dtype=torch.long),
         index=torch.zeros(0, dtype=torch.long),
     )
     with torch.no_grad():
         words = net.look(visual)
     assert words is not None
-    assert words.lengths == [net.plan.tokens_for(grid) for grid in items]
+    expected = [net.plan.tokens_for(g, b) for g, b in zip(items, budgets, strict=True)]
+    assert words.lengths == expected
     assert len(words.x_TD) == sum(words.lengths)
 
 
