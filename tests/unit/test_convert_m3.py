@@ -145,3 +145,23 @@ def test_scales_that_cannot_be(tmp_path: Path, said: Any, rule: str) -> None:
     source = bench(FLAT[0], tmp_path, **{SCALES: said})
     with pytest.raises(CheckpointError, match=rule):
         load(source, **OURS)
+
+
+@pytest.mark.parametrize("kind", ["llava-projector", "llava-lora"])
+@pytest.mark.parametrize("keep", [False, True])
+def test_incomplete_checkpoints_with_scales(tmp_path: Path, kind: str, keep: bool) -> None:
+    """A projector or a LoRA of M3 gives the weights that it gives without scales."""
+    (case,) = cases("m3-llava", "train*", having="load_outputs.safetensors")[:1]
+    shutil.copytree(case, tmp_path / "case")
+    folders = [path.parent for path in sorted((tmp_path / "case").glob("*/config.json"))]
+    found = {detect(folder).format: folder for folder in folders}
+    options: dict[str, Any] = {"base": found["causal-lm"], "keep_adapter": keep, **OURS}
+    plain, processor = load(found[kind], **options)
+    make_elastic(plain, processor)
+    file = found[kind] / "config.json"
+    file.write_text(json.dumps({**config_of(found[kind]), SCALES: plain.plan.budgets}))
+    model, _ = load(found[kind], **options)
+    assert model.plan.budgets == plain.plan.budgets
+    wanted = plain.state_dict()
+    assert set(model.state_dict()) == set(wanted)
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in model.state_dict().items())
