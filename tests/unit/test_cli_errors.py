@@ -31,7 +31,12 @@ def failing(monkeypatch):
 
         module.app.command()(fail)
         monkeypatch.setitem(main.VERBS, "fail", "fail")
-        monkeypatch.setattr(main.importlib, "import_module", lambda name: module)
+        real = main.importlib.import_module
+
+        def imported(name: str, package: str | None = None):
+            return module if name.endswith("fail") else real(name, package)
+
+        monkeypatch.setattr(main.importlib, "import_module", imported)
 
     return install
 

@@ -62,11 +62,14 @@ def examine(device: str = "auto") -> list[Finding]:
     if all(finding.state == "ok" for finding in findings):
         findings += compute(device)
     findings += [package(name, extra=extra) for name, extra in OPTIONAL.items()]
-    return [*findings, torchvision(), *disk(cache_dir())]
+    return [*findings, quants(), torchvision(), *disk(cache_dir())]
 
 
 def package(name: str, *, extra: str | None = None) -> Finding:
     """Whether a package is there and really imports; a broken one breaks transformers too."""
+    from retinue.model.quant.bnb import hush
+
+    hush()
     if importlib.util.find_spec(name) is None:
         if extra is None:
             return Finding(name, "broken", "not installed, but required")
@@ -96,6 +99,21 @@ def compute(device: str) -> list[Finding]:
         Finding("cores", "ok", str(cores)),
         *(Finding(name, "ok", text) for name, text in rows.items()),
     ]
+
+
+def quants() -> Finding:
+    """Which kinds of --quant work here, and why the others do not."""
+    from retinue.core.errors import EnvError
+    from retinue.model.quant import QUANTS
+
+    usable, lacking = [], []
+    for name in QUANTS:
+        try:
+            QUANTS.get(name).require()  # type: ignore[attr-defined]
+            usable.append(name)
+        except (EnvError, ImportError) as error:
+            lacking.append(f"{name}: {error}")
+    return Finding("--quant", "ok", "; ".join([", ".join(usable), *lacking]))
 
 
 def torchvision() -> Finding:

@@ -147,7 +147,7 @@ def _existing(
             f"adapters on {quant} weights cannot train on",
             where="model",
             rule="what trains are new adapters on the full model's weights",
-            fix="fold them in first (`retinue convert FOLDER NEW --to retinue`), or train without quant",
+            fix="fold them in first (`retinue convert FOLDER NEW --to retinue`)",
         )
     changes = {
         name: getattr(section, name)

@@ -117,8 +117,16 @@ def report() -> dict[str, str]:
         "varlen attention": ", ".join(sorted(varlen_keywords())) or "no",
         "cpu attention kernels": yes[cpu_flash()],
         "cpu prepacked bf16": yes[cpu_prepack()],
+        "kernels of few bits": _few_bits(device.type),
         "torch linear_cross_entropy": yes[hasattr(torch.nn.functional, "linear_cross_entropy")],
     }
+
+
+def _few_bits(device: str) -> str:
+    from retinue.ops.quantized_kernels import int4_kernel, int8_kernel
+
+    found = {"int8": int8_kernel(device), "int4": int4_kernel(device)}
+    return ", ".join(name for name, kernel in found.items() if kernel) or "no"
 
 
 # ---------------------------------------------------------------- devices
