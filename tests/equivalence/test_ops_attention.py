@@ -119,6 +119,27 @@ def test_long_pieces_by_blocks(groups: int) -> None:
         assert (fast.float() - truth).norm() <= allowed
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("groups", [2, 4])
+def test_long_trees_in_two_parts(groups: int, dtype: torch.dtype) -> None:
+    """Trunks and branches of several blocks, a document between: at most twice plain's error."""
+    document = QUERIES // 2
+    trees = [
+        (0, 40, [QUERIES + 37, 5, 1]),
+        (QUERIES + 83, 0, [document]),
+        (QUERIES + 83 + document, 2 * QUERIES + 9, [70, 300]),
+    ]
+    T = QUERIES + 83 + document + 2 * QUERIES + 9 + 370
+    plan = plan_tree(trees, T=T + 3, device=torch.device("cpu"))
+    qkv = inputs(1, T + 3, T + 3, heads=4, groups=groups, dtype=dtype)
+    grad = torch.randn(1, T + 3, 4, D).to(dtype)
+    exact = run([x.detach().double().requires_grad_() for x in qkv], grad, plan, "plain")
+    results = zip(exact, run(qkv, grad, plan, "plain"), run(qkv, grad, plan, "fast"), strict=True)
+    for truth, plain, fast in results:
+        allowed = 2 * (plain.double() - truth).norm() + 1e-6
+        assert (fast.double() - truth).norm() <= allowed
+
+
 def test_without_kernels_is_plain_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "cpu_flash", lambda: False)
     for name in ("packed", "tree", "padded left", "full, more keys"):

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from retinue.ops import backend
-from retinue.ops.attention_blocks import causal_backward
+from retinue.ops.attention_blocks import block_backward
+from retinue.ops.attention_tree import has_prefix, most_keys, tree_backward, tree_forward
 from retinue.ops.groups import Group, groups_of, put, take, whole_rows
-from retinue.ops.plan import PREFIX, PREFIX_STOP
 
 SHORT_KEYS = 256
 """In reduced precision the gradient of pieces of up to so many keys is by products (measured)."""
@@ -41,6 +41,9 @@ def piece_attention(
     causal: T = S in whole rows; always so in pieces. Returns the output (B, T, H, D), zero
     outside the pieces, and the log-sum-exp (B, H, T) for the gradient of long pieces.
     """
+    if table_P5 is not None and _is_forest(q_BHTD, v_BGSD, table_P5, slopes_H):
+        with torch.autocast("cpu", enabled=False):
+            return tree_forward(q_BHTD, k_BGSD, v_BGSD, table_P5, scale=scale)
     B, H, T, _ = q_BHTD.shape
     out_BTHD = q_BHTD.new_zeros(B, T, H, v_BGSD.shape[-1])
     out_BHTD = out_BTHD.transpose(1, 2)
@@ -78,11 +81,17 @@ def piece_attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v; the weights of short pieces are computed again."""
     H, G = q_BHTD.shape[1], k_BGSD.shape[1]
+    grad_BHTD, out_BHTD = grad_BTHD.transpose(1, 2), out_BTHD.transpose(1, 2)
+    if table_P5 is not None and _is_forest(q_BHTD, v_BGSD, table_P5, slopes_H):
+        with torch.autocast("cpu", enabled=False):
+            dq, dk, dv = tree_backward(
+                grad_BHTD, q_BHTD, k_BGSD, v_BGSD, out_BHTD, lse_BHT, table_P5, scale=scale
+            )
+        return dq.to(q_BHTD), dk.to(k_BGSD), dv.to(v_BGSD)
     # several branches add to the gradient of a prefix: in fp32, like any long sum
-    shared = table_P5 is not None and bool((table_P5[:, PREFIX] < table_P5[:, PREFIX_STOP]).any())
+    shared = table_P5 is not None and has_prefix(table_P5)
     kind = torch.float32 if shared else q_BHTD.dtype
     dq, dk, dv = (torch.zeros(x.shape, dtype=kind) for x in (q_BHTD, k_BGSD, v_BGSD))
-    grad_BHTD, out_BHTD = grad_BTHD.transpose(1, 2), out_BTHD.transpose(1, 2)
     short = None
     if _has_kernel(q_BHTD, v_BGSD):
         short = SHORT_KEYS if q_BHTD.dtype.itemsize < 4 else 0
@@ -100,7 +109,7 @@ def piece_attention_backward(
                 mask, plain = _flash_mask(q, k, slopes_H, causal)
                 # not in float16, whose range is too small for gradients between two products
                 if plain and q_BHTD.dtype == torch.bfloat16:
-                    grads = causal_backward(g, q, k, v, out, lse, scale=scale)
+                    grads = block_backward(g, q, k, v, out, lse, scale=scale)
                 else:
                     grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
                         g, q, k, v, out, lse, 0.0, plain, attn_mask=mask, scale=scale
@@ -167,6 +176,12 @@ def _lse_dtype(q: Tensor) -> torch.dtype:
 def _has_kernel(q: Tensor, v: Tensor) -> bool:
     """Torch's CPU kernel wants one head width; without it every piece is a short one."""
     return backend.cpu_flash() and q.shape[-1] == v.shape[-1]
+
+
+def _is_forest(q: Tensor, v: Tensor, table_P5: Tensor, slopes_H: Tensor | None) -> bool:
+    """Trees of long pieces, computed in two parts; short ones are one product with a mask."""
+    kernel = slopes_H is None and _has_kernel(q, v)
+    return kernel and has_prefix(table_P5) and most_keys(table_P5) > SHORT_KEYS
 
 
 def _groups(
