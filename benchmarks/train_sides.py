@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from transformers import Trainer as HfTrainer
 
 from retinue.model.freeze import apply_rules
 from retinue.model.retinue import Retinue
+from retinue.ops.malloc import tune_malloc
 from retinue.train.prepare import prepare
 from retinue.train.spec import ComputeSpec, StageSpec
 from retinue.train.trainer import Trainer
@@ -44,6 +46,21 @@ def agree(memo: Mapping[str, Memo], *, peer: str, what: str) -> dict[str, Any]:
         name: {"losses": found.losses, "gradient_norms": found.norms}
         for name, found in memo.items()
     }
+
+
+def usual_malloc() -> None:
+    """glibc as a program finds it once its large buffers have raised the dynamic thresholds.
+
+    Setting them ends their own adjustment, so these are its upper limits (`mallopt(3)`): the most
+    that glibc does for a program that does not set it up.
+    """
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):
+        return
+    trim_threshold, mmap_threshold, mmap_max = -1, -3, -4
+    for option, value in ((mmap_max, 65536), (mmap_threshold, 2**25), (trim_threshold, 2**26)):
+        libc.mallopt(option, value)
+    libc.malloc_trim(0)
 
 
 def gradient_norm(model: nn.Module) -> float:
@@ -99,8 +116,10 @@ class StepSide:
         dims: peer.Dims,
         model: Retinue,
         memo: Memo,
+        tuned: bool = False,
     ) -> None:
         self.theirs, self.memo = theirs, memo
+        self.malloc = tune_malloc if tuned else usual_malloc
         self.inputs = [peer.padded(batch, model, dtype=torch.float32) for batch in batches]
         folder = tempfile.mkdtemp()
         self.trainer = HfTrainer(theirs, arguments(folder, steps=1, rows=len(batches[0])))
@@ -109,6 +128,7 @@ class StepSide:
         self.prepared = self.trainer.accelerator.prepare_model(theirs.train())
 
     def __call__(self) -> None:
+        self.malloc()
         self.memo.losses.clear()
         self.memo.norms.clear()
         for inputs in self.inputs:
@@ -138,6 +158,7 @@ class TrainSide:
         return peer.padded(examples, self.model, dtype=torch.float32)
 
     def __call__(self) -> None:
+        usual_malloc()
         self.theirs.load_state_dict(self.start)
         with tempfile.TemporaryDirectory() as folder:
             trainer = InOrder(
@@ -209,6 +230,7 @@ class FitSide:
 
     def gradients(self) -> None:
         """Forward and backward of every batch, from zero each."""
+        tune_malloc()
         trainer = self.trainer()
         self.memo.losses.clear()
         self.memo.norms.clear()
@@ -221,6 +243,7 @@ class FitSide:
 
     def updates(self) -> None:
         """Whole optimizer steps, from the same weights at every call."""
+        tune_malloc()
         self.model.load_state_dict(self.start)
         found = list(self.trainer().fit())
         self.memo.losses[:] = [update.loss for update in found]
