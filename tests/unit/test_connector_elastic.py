@@ -165,11 +165,18 @@ def question(budget: int | None, id: str = "a", *, train: bool = True) -> Sample
     return Sample(id=id, messages=tuple(told))
 
 
+@pytest.mark.parametrize(
+    "views",
+    [
+        {"kind": "pad"},
+        {"kind": "squash"},
+        {"kind": "anyres", "pinpoints": [[32, 64], [64, 32], [64, 64]]},
+    ],
+    ids=lambda views: views["kind"],
+)
 @torch.inference_mode()
-def test_another_budget_after_collation_is_processing_at_it() -> None:
-    model, processor = elastic(
-        views={"kind": "anyres", "pinpoints": [[32, 64], [64, 32], [64, 64]]}
-    )
+def test_another_budget_after_collation_is_processing_at_it(views: dict[str, Any]) -> None:
+    model, processor = elastic(views=views)
     budgets: list[int | None] = [None, 4, 1]
     batch = processor([question(b, str(b)) for b in budgets], train=True)
     turned = [1, None, 4]
@@ -286,3 +293,18 @@ def test_views_of_several_pictures_keep_their_order() -> None:
                 Features(x_NLD=whole.x_NLD[number : number + 1], grid=whole.grid), [1], [budget]
             )
             torch.testing.assert_close(mixed[number].x_NLD, alone.x_NLD)
+
+
+@torch.inference_mode()
+def test_frames_of_a_video_share_its_budget() -> None:
+    model, processor = elastic()
+    frames = tuple(picture(seed) for seed in range(6))
+    video = Media(kind="video", source=frames, budget=4)
+    sample = Sample(id="v", messages=(Message(role="user", parts=(video, Text(text="what?"))),))
+    batch = processor([sample])
+    assert batch.visual is not None
+    assert set(batch.visual.budgets) == {4}
+    words = model.look(batch.visual)
+    assert words is not None
+    assert sum(words.lengths) == int((batch.tokens == processor.image_id).sum())
+    assert set(words.lengths) == {4}

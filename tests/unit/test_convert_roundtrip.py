@@ -18,7 +18,9 @@ from retinue.hub.convert import convert
 from retinue.hub.load import load
 from retinue.hub.save import save
 
-CASES = cases("m3-llava", "llava15-core*", "llava-next-anyres*", "mistral*", "m3-scales*", having="model")
+CASES = cases(
+    "m3-llava", "llava15-core*", "llava-next-anyres*", "mistral*", "m3-scales*", having="model"
+)
 ids = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 OURS = {"template": "vicuna_v1"}
 
