@@ -104,6 +104,24 @@ def test_containers_and_jumps(tmp_path: Path, name: str, codec: str, group: int 
         assert clip.size() == (HEIGHT, WIDTH)
 
 
+def test_phones_hold_the_camera_upright(tmp_path: Path) -> None:
+    """A track header that turns the picture a quarter clockwise, as phones write it."""
+    path = film(tmp_path / "a.mp4", codec="mpeg4", count=6)
+    one, zero = (1 << 16).to_bytes(4, "big"), bytes(4)
+    minus = (-(1 << 16)).to_bytes(4, "big", signed=True)
+    plain = one + zero * 3 + one
+    head, found, rest = path.read_bytes().partition(b"tkhd")
+    assert plain in rest
+    turned = rest.replace(plain, zero + one + zero + minus + zero, 1)
+    lying = Frames().pictures(path)
+    path.write_bytes(head + found + turned)
+    upright = Frames().pictures(path)
+    assert [p.size for p in upright] == [(HEIGHT, WIDTH)] * 6
+    assert [p.size for p in Frames().blanks(path)] == [(HEIGHT, WIDTH)] * 6
+    for before, after in zip(lying, upright, strict=True):
+        assert np.array_equal(np.rot90(np.asarray(before), -1), np.asarray(after))
+
+
 def test_header_and_pixels_agree(tmp_path: Path) -> None:
     """Token counts from headers are those of the frames, for every policy and a short clip."""
     for count in (3, 6, 17):
@@ -166,8 +184,10 @@ def test_collage_is_one_picture(tmp_path: Path) -> None:
     example = processor.example(asked(str(path)))
     assert len(example.items) == 1
     assert example.items[0].grid.size == (3 * HEIGHT, 2 * WIDTH)
-    with pytest.raises(ConfigError, match="did you mean 'collage'"):
+    with pytest.raises(ConfigError, match="unknown video 'colage'; did you mean 'collage'"):
         with_video(PROCESSOR, "colage")
+    with pytest.raises(ConfigError, match="count"):
+        with_video(PROCESSOR, {"kind": "frames", "counts": 3})
 
 
 def test_a_template_of_one_picture_needs_a_collage() -> None:

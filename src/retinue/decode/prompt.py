@@ -10,9 +10,10 @@ import torch
 
 from retinue.core.errors import RequestError
 from retinue.decode.sampling import SamplingParams
+from retinue.media import VIDEOS
 from retinue.media.source import Source
 from retinue.media.video import VideoSource
-from retinue.processor import Processor, ProcessorSpec
+from retinue.processor import Processor
 from retinue.text.parts import on_lines
 from retinue.text.template import Template, dump, resolve
 from retinue.types import Example, Media, Message, Text
@@ -59,9 +60,8 @@ def with_video(processor: Processor, video: str | Mapping[str, Any] | None) -> P
     if video is None:
         return processor
     chosen = {"kind": video} if isinstance(video, str) else dict(video)
-    spec = ProcessorSpec.parse(
-        {**processor.spec.model_dump(mode="json"), "video": chosen}, where="video"
-    )
+    policy: Any = VIDEOS.get(str(chosen.get("kind")))
+    spec = processor.spec.model_copy(update={"video": policy.parse(chosen, where="video policy")})
     return Processor(processor.plan, tokenizer=processor.tokenizer, spec=spec)
 
 
