@@ -263,15 +263,16 @@ class VisualTokens(Movable):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory(Movable):
-    """What cross-attention reads: per sequence its media features and, per token, which it may see.
+    """What cross-attention reads. It travels as an argument to every layer.
 
-    x_BMLD: (B, M, L, D) media of each row, zero-filled; lengths_BM: (B, M) real tokens of each;
-    media_BT: (B, T) index of the medium a token attends to, -1 = none.
+    x_SD: (S, D) tokens of the media that are new in this batch, flat; None where none is
+    plan: which token sees which of them, `ops.cross.CrossPlan`
+    held: `Cache.cross`, read and extended in place; None without a cache
     """
 
-    x_BMLD: Tensor
-    lengths_BM: Tensor
-    media_BT: Tensor
+    x_SD: Tensor | None
+    plan: Any
+    held: dict[int, tuple[Tensor, Tensor, Tensor]] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -298,7 +299,8 @@ class Cache:
 
     lm: transformers' Cache, or blocks with the same `update`
     segments_BS: (B, S) segments of the cached tokens, 0 = padding to be masked
-    cross: layer -> (K, V, lengths) of the media, for cross-attention fusions
+    cross: layer -> (K, V, lengths) of the media that a row's next tokens see: (B, H, L, D) twice,
+        and (B,) how many of the L are real; for cross-attention fusions
     """
 
     lm: Any = None

@@ -55,9 +55,10 @@ class Retinue(Generation, PreTrainedModel, GenerationMixin):
             }
         )
         self.connector = build(spec.connector, self.plan.shapes, width)
-        self.layout = LAYOUTS.get(spec.layout.kind)(spec.layout, width)
+        media_width = spec.connector.width(self.plan.shapes, width)
+        self.layout = LAYOUTS.get(spec.layout.kind)(spec.layout, media_width)
         self.fusion = FUSIONS.get(spec.fusion.kind)(spec.fusion, width)
-        self.fusion.attach(self.lm)
+        self.fusion.attach(self.lm, media_width=media_width, image_id=spec.image_token_id)
         self.head = Head()
         self._tied_weights_keys = {f"lm.{a}": f"lm.{b}" for a, b in self.lm.tied.items()}
         self.post_init()
@@ -71,7 +72,7 @@ class Retinue(Generation, PreTrainedModel, GenerationMixin):
         """
         x_BTD = self.lm.embed(batch.tokens)
         words = self.look(batch.visual)
-        inputs = self.fusion(x_BTD, words, batch)
+        inputs = self.fusion(x_BTD, words, batch, cache=cache)
         h_BTD = self.lm(inputs, cache=cache)
         output: Output = self.head(self.lm, h_BTD, batch, keep=keep)
         return output
@@ -157,7 +158,7 @@ class Retinue(Generation, PreTrainedModel, GenerationMixin):
         if cache is None and use_cache and labels is None:
             cache = self.new_cache()
         x_BTD = self.lm.embed(batch.tokens) if inputs_embeds is None else inputs_embeds
-        inputs = self.fusion(x_BTD, self.look(batch.visual), batch)
+        inputs = self.fusion(x_BTD, self.look(batch.visual), batch, cache=cache)
         h_BTD = self.lm(inputs, cache=cache)
         if isinstance(logits_to_keep, int):
             kept_BTD = h_BTD[:, -logits_to_keep:] if logits_to_keep else h_BTD

@@ -12,6 +12,7 @@ CONNECTORS: Registry[type] = Registry(
         "channel": "retinue.model.connectors.channel:Channel",
         "sequence": "retinue.model.connectors.sequence:Sequence",
         "pool": "retinue.model.connectors.pool:Pool",
+        "perceiver": "retinue.model.connectors.perceiver:Perceiver",
         "elastic": "retinue.model.connectors.elastic:Elastic",
     },
 )

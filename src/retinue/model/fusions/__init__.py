@@ -2,4 +2,10 @@
 
 from retinue.core.registry import Registry
 
-FUSIONS: Registry[type] = Registry("fusion", {"splice": "retinue.model.fusions.splice:Splice"})
+FUSIONS: Registry[type] = Registry(
+    "fusion",
+    {
+        "splice": "retinue.model.fusions.splice:Splice",
+        "cross": "retinue.model.fusions.cross:Cross",
+    },
+)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from retinue.core.spec import Spec
 from retinue.model.fusions import FUSIONS
-from retinue.types import Batch, LMInputs, VisualTokens
+from retinue.types import Batch, Cache, LMInputs, VisualTokens
 
 if TYPE_CHECKING:
     from retinue.model.lm.base import LanguageModel
@@ -36,12 +36,22 @@ class Fusion(nn.Module):
         super().__init__()
         self.spec = spec
 
-    def attach(self, lm: LanguageModel) -> None:
-        """Change the language model once, at build time (add children to its layers)."""
+    def attach(self, lm: LanguageModel, *, media_width: int, image_id: int) -> None:
+        """Change the language model once, at build time (add children to its layers).
+
+        media_width: of the visual tokens; image_id: the placeholder id.
+        """
 
     @abstractmethod
-    def forward(self, x_BTD: Tensor, words: VisualTokens | None, batch: Batch) -> LMInputs:
-        """words is None where the batch has no picture."""
+    def forward(
+        self,
+        x_BTD: Tensor,
+        words: VisualTokens | None,
+        batch: Batch,
+        *,
+        cache: Cache | None = None,
+    ) -> LMInputs:
+        """words is None where the batch has no picture; cache: what decoding keeps, if it does."""
 
 
 FusionField = Annotated[SerializeAsAny[FusionSpec], BeforeValidator(FUSIONS.spec_of)]

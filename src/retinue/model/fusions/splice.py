@@ -12,7 +12,7 @@ from torch import Tensor
 from retinue.core.errors import DataError
 from retinue.model.fusions.base import Fusion, FusionSpec
 from retinue.ops.spans import scatter_tokens
-from retinue.types import Batch, LMInputs, VisualTokens
+from retinue.types import Batch, Cache, LMInputs, VisualTokens
 
 
 class SpliceSpec(FusionSpec):
@@ -27,7 +27,14 @@ class Splice(Fusion):
 
     Spec: ClassVar[type[FusionSpec]] = SpliceSpec
 
-    def forward(self, x_BTD: Tensor, words: VisualTokens | None, batch: Batch) -> LMInputs:
+    def forward(
+        self,
+        x_BTD: Tensor,
+        words: VisualTokens | None,
+        batch: Batch,
+        *,
+        cache: Cache | None = None,
+    ) -> LMInputs:
         if words is not None:
             assert batch.visual is not None
             check_lengths(batch, words)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from importlib import import_module
 from typing import Any, NoReturn
 
 import torch
@@ -16,6 +17,9 @@ from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedMod
 
 from retinue.core.errors import ConfigError
 
+OWN = {"mpt": "retinue.model.lm.mpt:Mpt"}
+"""model_type -> a class of our own, where transformers' drops the plan."""
+
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 RULE = "its layers must take keyword arguments and use transformers' attention interface"
 FIX = "choose another language model (Llama, Mistral, Qwen, Gemma, Phi, OPT, NeoX, …)"
@@ -23,6 +27,10 @@ FIX = "choose another language model (Llama, Mistral, Qwen, Gemma, Phi, OPT, Neo
 
 def causal_class(config: Any) -> type[PreTrainedModel]:
     """The transformers class of a config. Raises ConfigError for one that we cannot drive."""
+    if config.model_type in OWN:
+        module, _, name = OWN[config.model_type].partition(":")
+        own: type[PreTrainedModel] = getattr(import_module(module), name)
+        return own
     try:
         found: type[PreTrainedModel] = AutoModelForCausalLM._model_mapping[type(config)]
     except KeyError:
@@ -65,6 +73,8 @@ def takes_keywords(layer: type[nn.Module]) -> bool:
 
 def check_built(model: PreTrainedModel, *, name: str) -> None:
     """What only instances tell. Raises ConfigError for layers that mix documents of one row."""
+    if getattr(model, "follows_plans", False):
+        return
     for part, module in model.named_modules():
         if isinstance(module, nn.Conv1d):
             raise refusal(name, f"{part} is a convolution over time")
