@@ -5,6 +5,9 @@ bf16, batches of 1 and 8. What counts is the CPU time per new token after the fi
 prompt are outside (their times are printed too). The ids of both sides must be equal in fp32, or
 the script fails before any time is taken. Beside the twin, our loop on transformers' own layers,
 which is what models without a twin get (not with --quick).
+
+--quant KIND: batch 1 alone, with our twin on few-bit weights as a third side; what these lose is
+printed as KL. The ratio of the last line is then that side's.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import common
+import decode_quant
 import peer
 import torch
 from torch import Tensor
@@ -156,14 +160,56 @@ def measure(
     return timings, details
 
 
+def measure_quant(models: tuple[Any, Any], kind: str, *, head: bool, quick: bool) -> None:
+    """Times of generate and of our twin in bf16 and in few bits, and what the few bits lose."""
+    theirs, ours = models
+    new, batch = 64, prompts(1)
+    small = decode_quant.few_bits(ours, kind, head=head)
+    loss = decode_quant.divergence(ours, small, prompts(2))
+    decode_quant.say(kind, small, loss)
+    watches = {PEER: Watch(), "retinue-twin": Watch(), f"retinue-{kind}": Watch()}
+    runners = {"retinue-twin": inference_twin(ours), f"retinue-{kind}": inference_twin(small)}
+    common.require(all(isinstance(r, Twin) for r in runners.values()), "no inference twin")
+    sides = {PEER: peer_side(theirs, ours, batch, new=new, watch=watches[PEER])}
+    for name, runner in runners.items():
+        sides[name] = our_side(runner, batch, new=new, watch=watches[name])
+    timings = common.alternate(
+        sides,
+        rounds=5 if quick else 12,
+        clock=lambda: sum(watch.decoding for watch in watches.values()),
+    )
+    print(f"bf16 and {kind}, batch 1, context {CONTEXT}, {new} new tokens, CPU time:")
+    common.table(timings, peer=PEER)
+    speeds = {name: round((new - 1) / timing.min_s, 1) for name, timing in timings.items()}
+    prompt = {name: round(watch.prompt, 3) for name, watch in watches.items()}
+    for name in sides:
+        print(f"{name}: {speeds[name]} tokens/s, prompt and picture {prompt[name]} s")
+    common.finish(
+        "bench_decode",
+        ratio=timings[PEER].min_s / timings[f"retinue-{kind}"].min_s,
+        target=decode_quant.TARGETS.get(kind, 1.0),
+        against=PEER,
+        quick=quick,
+        timings=timings,
+        details={"quant": kind, "head": head, "tokens_per_s": speeds, "prompt_s": prompt, **loss},
+        variant=f"quant_{kind}{'_head' if head else ''}",
+    )
+
+
 def main() -> None:
-    args = common.parser(__doc__).parse_args()
+    parser = common.parser(__doc__)
+    parser.add_argument("--quant", help="a kind of `retinue ls quants`")
+    parser.add_argument("--quant-head", action="store_true", help="the output head too")
+    args = parser.parse_args()
     tune_malloc()
     theirs = peer.make_peer(DIMS).eval()
     models = (theirs, peer.twin_of(theirs, DIMS).eval())
     check_ids(models, rows=1, new=16 if args.quick else 48)
     check_ids(models, rows=2 if args.quick else 8, new=8 if args.quick else 24)
     models = (models[0].to(torch.bfloat16), models[1].to(torch.bfloat16))
+    if args.quant:
+        measure_quant(models, args.quant, head=args.quant_head, quick=args.quick)
+        return
     timings: dict[str, common.Timing] = {}
     details: dict[str, Any] = {"targets": {f"batch {n}": t for n, t in TARGETS.items()}}
     ratios = {}

@@ -111,11 +111,15 @@ def finish(
     timings: Mapping[str, Timing],
     details: Mapping[str, Any],
     device: str = "cpu",
+    variant: str = "",
 ) -> None:
-    """Write results/<name>.json (not with --quick) and print the last line of the contract."""
+    """Write results/<name>.json (not with --quick) and print the last line of the contract.
+
+    variant: of the options, in the file's name.
+    """
     if not quick:
         RESULTS.mkdir(exist_ok=True)
-        suffix = "" if device == "cpu" else f"_{device}"
+        suffix = f"_{variant}" * bool(variant) + ("" if device == "cpu" else f"_{device}")
         record = {
             "name": name,
             "ratio": round(ratio, 4),

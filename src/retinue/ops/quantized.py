@@ -146,5 +146,24 @@ def int4_linear(
     return y_NO.view(*x.shape[:-1], weight.scale_GO.shape[1])
 
 
+def few_rows(weight: Int4) -> Callable[[Tensor], Tensor] | None:
+    """The kernel's product with this weight, (N, I) -> (N, O), None where there is none.
+
+    The same as `int4_linear` with fewer decisions on the way, for loops of one row.
+    """
+    packed, kernel = pack_int4(weight), int4_kernel(weight.codes_GJO.device.type)
+    if packed is None or kernel is None:
+        return None
+    padded = 2 * weight.codes_GJO.shape[:2].numel()
+    group, missing, multiply = (
+        padded // len(weight.codes_GJO),
+        padded - weight.inputs,
+        kernel.multiply,
+    )
+    if missing:
+        return lambda x_NI: multiply(pad(x_NI, (0, missing)), packed, group)
+    return lambda x_NI: multiply(x_NI, packed, group)
+
+
 def _wants_grad(x: Tensor) -> bool:
     return x.requires_grad and torch.is_grad_enabled()

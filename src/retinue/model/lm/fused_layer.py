@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
 from retinue.model.lm.fused_cache import FusedCache
-from retinue.model.quant.base import QuantLinear
+from retinue.model.quant.base import QuantLinear, join
 from retinue.ops.attention import attend
 from retinue.ops.linear import prepack_bf16
 from retinue.ops.plan import AttentionPlan
@@ -110,16 +110,6 @@ class FusedLayer:
         return out_BTHD.reshape(B * T, H * D)
 
 
-@dataclass(frozen=True, slots=True)
-class Beside:
-    """Several layers on one input, their outputs joined."""
-
-    layers: list[nn.Linear]
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return torch.cat([layer(x) for layer in self.layers], -1)
-
-
 def norm_of(module: Any, dtype: torch.dtype) -> Any:
     """A norm on its weights in `dtype`; None for no norm."""
     if module is None:
@@ -130,10 +120,10 @@ def norm_of(module: Any, dtype: torch.dtype) -> Any:
 def product(linears: list[nn.Linear], dtype: torch.dtype) -> Product:
     """Linear layers on one input as one product, laid out for the machine where that pays.
 
-    Quantized layers are used as they are, side by side.
+    Quantized layers join in their own way.
     """
     if any(isinstance(linear, QuantLinear) for linear in linears):
-        return linears[0] if len(linears) == 1 else Beside(linears)
+        return join(linears)
     weight = torch.cat([linear.weight.detach() for linear in linears]).to(dtype)
     joined = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     joined.weight = nn.Parameter(weight, requires_grad=False)

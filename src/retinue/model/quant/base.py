@@ -6,7 +6,8 @@ Legend: I inputs, O outputs.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import torch
@@ -49,6 +50,11 @@ class QuantLinear(nn.Linear):
     def multiply(self, x: Tensor) -> Tensor:
         """x W^T, (..., I) -> (..., O), where no gradient is wanted."""
 
+    @classmethod
+    def joined(cls, layers: Sequence[Self]) -> Callable[[Tensor], Tensor]:
+        """Layers of this kind on one input as one product, for inference."""
+        return Beside(layers)
+
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """The decoded weight (O, I) in the model's dtype: a copy, made anew at each reading."""
@@ -90,6 +96,25 @@ class QuantLinear(nn.Linear):
             if tensor is not None and moved is not None and moved.dtype != tensor.dtype:
                 self._buffers[name] = tensor.to(moved.device)
         return self
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """Several layers on one input, their outputs joined."""
+
+    layers: Sequence[nn.Module]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(..., I) -> (..., sum of O)."""
+        return torch.cat([layer(x) for layer in self.layers], -1)
+
+
+def join(layers: Sequence[nn.Module]) -> Callable[[Tensor], Tensor]:
+    """Layers on one input, some of them quantized, as one product for inference."""
+    kind = type(layers[0])
+    if issubclass(kind, QuantLinear) and all(type(layer) is kind for layer in layers):
+        return kind.joined(layers)  # type: ignore[arg-type]
+    return Beside(layers)
 
 
 class _Frozen(torch.autograd.Function):

@@ -5,14 +5,22 @@ Legend: I inputs, O outputs, G groups of inputs, J bytes of a group.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Self
 
 import torch
 from torch import Tensor
 
 from retinue.model.quant.base import QuantLinear
-from retinue.ops.quantized import Int4, decode_int4, encode_int4, int4_linear, pack_int4
+from retinue.ops.quantized import (
+    FEW,
+    Int4,
+    decode_int4,
+    encode_int4,
+    few_rows,
+    int4_linear,
+    pack_int4,
+)
 from retinue.ops.quantized_kernels import Packed
 
 
@@ -40,6 +48,10 @@ class Int4Linear(QuantLinear):
     def multiply(self, x: Tensor) -> Tensor:
         return int4_linear(x, self.codes, packed=self.packed)
 
+    @classmethod
+    def joined(cls, layers: Sequence[Self]) -> Callable[[Tensor], Tensor]:
+        return JoinedInt4(layers)
+
     @property
     def codes(self) -> Int4:
         return Int4(
@@ -58,3 +70,34 @@ class Int4Linear(QuantLinear):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self.laid_out, self.tried = None, False
         return super()._apply(fn, recurse)
+
+
+class JoinedInt4:
+    """Layers on one input: few rows take one product on their joined codes, many go layer by layer.
+
+    The kernel's layout is kept here instead of in the layers.
+    """
+
+    def __init__(self, layers: Sequence[Int4Linear]) -> None:
+        self.layers = layers
+        codes = [layer.codes for layer in layers]
+        whole = Int4(
+            codes_GJO=torch.cat([part.codes_GJO for part in codes], -1),
+            scale_GO=torch.cat([part.scale_GO for part in codes], -1),
+            zero_GO=torch.cat([part.zero_GO for part in codes], -1),
+            inputs=codes[0].inputs,
+        )
+        self.product = few_rows(whole)
+        biases = [layer.bias for layer in layers]
+        self.bias = None
+        if any(bias is not None for bias in biases):
+            zeros = (layer.scale_GO.new_zeros(layer.out_features) for layer in layers)
+            parts = zip(biases, zeros, strict=True)
+            self.bias = torch.cat([(z if b is None else b.detach()).float() for b, z in parts])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(N, I) -> (N, sum of O)."""
+        if self.product is None or len(x) > FEW["int4"]:
+            return torch.cat([layer(x) for layer in self.layers], -1)
+        y = self.product(x)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
