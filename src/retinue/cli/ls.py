@@ -19,6 +19,7 @@ FAMILIES = {
     "layouts": "retinue.model.layouts:LAYOUTS",
     "fusions": "retinue.model.fusions:FUSIONS",
     "lms": "retinue.model.lm:LMS",
+    "ropes": "retinue.model.ropes:ROPES",
     "quants": "retinue.model.quant:QUANTS",
     "views": "retinue.media:VIEWS",
     "videos": "retinue.media:VIDEOS",

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from retinue.convert.internlm import FOREIGN_LMS
 from retinue.convert.weights import Weights, read_json
 from retinue.core.errors import CheckpointError
 
@@ -30,7 +31,7 @@ TOWERS = {
 }
 """model_type of a vision tower's config -> our encoder kind."""
 
-LLAVA_TYPES = ("llava_llama", "llava_mistral", "llava")
+LLAVA_TYPES = ("llava_llama", "llava_mistral", "llava_moss2", "llava")
 PROJECTOR, NON_LORA = "mm_projector.bin", "non_lora_trainables.bin"
 BASE = "base.json"
 """In a retinue folder that keeps only changed tensors: which folder or id has the others."""
@@ -78,10 +79,12 @@ def _format(
         return "retinue" if weights.files or (folder / BASE).exists() else None
     if adapter and not weights.files:
         return "llava-lora" if original else "peft-adapter"
-    if original or any(".mm_projector." in name for name in weights):
+    apart = (folder / PROJECTOR).exists()
+    if original or apart or has_projector(weights):
         if weights.files:
-            return "llava"
-        return "llava-projector" if (folder / PROJECTOR).exists() else None
+            whole = apart or has_projector(weights) or not may_lack_projector(config)
+            return "llava" if whole else "causal-lm"
+        return "llava-projector" if apart else None
     if kind in ("llava", "llava_next") and isinstance(config.get("text_config"), dict):
         wanted: Format = "hf-llava" if kind == "llava" else "hf-llava-next"
         return wanted if weights.files else None
@@ -97,10 +100,21 @@ def is_original(config: dict[str, Any]) -> bool:
     return not nested and (named or "mm_vision_tower" in config or "mm_projector_type" in config)
 
 
+def has_projector(weights: Weights) -> bool:
+    """Whether weight files hold a LLaVA's projector."""
+    return any(".mm_projector." in name for name in weights)
+
+
+def may_lack_projector(config: dict[str, Any]) -> bool:
+    """Whether a LLaVA's config may stand beside a bare language model: LLaVA-MOSS2's first step."""
+    grouped = config.get("model_type") in FOREIGN_LMS
+    return grouped and config.get("mm_projector_type") != "identity"
+
+
 def is_causal_lm(kind: str) -> bool:
-    """Whether transformers has a causal language model of this model_type."""
-    if not kind:
-        return False
+    """Whether transformers has a causal language model of this model_type, or we rename it."""
+    if not kind or kind in FOREIGN_LMS:
+        return bool(kind)
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from retinue.convert.internlm import AS_LLAMA, language_fields, language_rules
 from retinue.convert.keymap import KeyMap, Rule
 from retinue.convert.nested import BARE, nested, projector_place, scales_of, settle_rounding
 from retinue.convert.pictures import stream_of, whole_view
@@ -25,7 +26,13 @@ IMAGE_ID = -200
 """Placeholder id of the original, which no tokenizer can produce."""
 
 TEXT_TYPES = {"llava_llama": "llama", "llava": "llama", "llava_mistral": "mistral"}
-TEMPLATES = {"llama": "vicuna_v1", "mistral": "mistral_instruct"}
+TEMPLATES = {
+    "llama": "vicuna_v1",
+    "mistral": "mistral_instruct",
+    "llava_moss2": "llava_llama_2",
+    **dict.fromkeys(("Moss2", "moss2"), "moss2"),
+    **dict.fromkeys(("internlm2", "internlm"), "chatml"),
+}
 """The conversation that each architecture's documentation names as its default."""
 
 TOWER_PREFIX = "model.vision_tower.vision_tower."
@@ -56,7 +63,7 @@ def text_type(config: Mapping[str, Any]) -> str:
 def text_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """The language model's own config fields."""
     fields = {k: v for k, v in config.items() if not OWN_FIELDS.fullmatch(k) and k not in NOT_TEXT}
-    return {**fields, "model_type": text_type(config)}
+    return language_fields({**fields, "model_type": text_type(config)}, where="config.json")
 
 
 def import_llava(config: Mapping[str, Any], tower: Tower, *, where: str) -> Translation:
@@ -103,7 +110,9 @@ def import_llava(config: Mapping[str, Any], tower: Tower, *, where: str) -> Tran
             "streams": {"rgb": stream_of(tower)},
             "max_tokens": config.get("tokenizer_model_max_length"),
         },
-        keys=llava_keys(projector=projector_place(config, where=where)),
+        keys=llava_keys(
+            projector=projector_place(config, where=where), language=language_rules(config)
+        ),
     )
 
 
@@ -117,6 +126,20 @@ def views_of(config: Mapping[str, Any], tower: Tower, *, where: str) -> dict[str
         return {"kind": "anyres", "pinpoints": pairs, "order": "wh"}
     view = whole_view(int(tower.config["image_size"]), tower.preprocessor)
     return {**view, "axes": "guessed"} if view["kind"] == "single" else view
+
+
+def with_projector(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """A config whose `mm_projector_type` is that of the weights.
+
+    The original writes `linear` beside an MLP, because it saves its command's default.
+    """
+    found = [name.rpartition("mm_projector.")[2] for name in names if "mm_projector." in name]
+    layers = {name.partition(".")[0] for name in found if name.endswith("weight")}
+    said = config.get("mm_projector_type") or "linear"
+    if not layers or (layers == {"weight"}) == (said == "linear"):
+        return dict(config)
+    kind = "linear" if layers == {"weight"} else f"mlp{len(layers)}x_gelu"
+    return {**config, "mm_projector_type": kind}
 
 
 def connector_of(config: Mapping[str, Any], *, where: str) -> dict[str, Any]:
@@ -158,17 +181,23 @@ def pinpoints_of(value: Any, *, where: str) -> list[list[int]]:
         ) from error
 
 
-def llava_keys(*, projector: str = BARE, vision_model: bool = True) -> KeyMap:
-    """Rules for the original's parameter names; what no rule names is the language model's.
+def llava_keys(
+    *,
+    projector: str = BARE,
+    vision_model: bool = True,
+    language: Sequence[Rule] = AS_LLAMA,
+) -> KeyMap:
+    """Rules for the original's parameter names; what no other rule names is the language model's.
 
-    projector: our place of `mm_projector`, see `projector_place`.
+    projector: our place of `mm_projector`, see `projector_place`; language: the rules of its
+    language model, see `language_rules`.
     """
     return KeyMap(
         [
             *tower_rules(ENCODER, TOWER_PREFIX, vision_model=vision_model),
             Rule("model.mm_projector.{rest}", f"{projector}.{{rest}}"),
             Rule("model.image_newline", "layout.newline"),
-            Rule("{rest}", "lm.{rest}"),
+            *language,
         ]
     )
 

@@ -86,7 +86,7 @@ def export_llava(
         **_absent(old, {"tokenizer_padding_side": "right"}),
         **_pictures(spec, processor, old),
         **_marks(processor, old),
-        "unfreeze_mm_vision_tower": old.get("unfreeze_mm_vision_tower", carry_tower),
+        "unfreeze_mm_vision_tower": _reads_tower(kept, old, carry_tower=carry_tower),
     }
     fields |= scale_fields(config, old)
     if dtype:
@@ -107,6 +107,13 @@ DEFAULTS: dict[str, Any] = {
     SCALES: None,
 }
 """What the original takes an absent field for."""
+
+
+def _reads_tower(kept: Mapping[str, Any], old: Mapping[str, Any], *, carry_tower: bool) -> bool:
+    """The original reads a tower inside a checkpoint only where this field is true."""
+    if carry_tower and not kept.get("tower_carried"):
+        return True
+    return bool(old.get("unfreeze_mm_vision_tower", carry_tower))
 
 
 def _absent(old: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:

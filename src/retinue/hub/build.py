@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from retinue.convert.detect import detect, is_causal_lm
+from retinue.convert.internlm import language_rules, language_weights
 from retinue.convert.keymap import KeyMap, Rule
-from retinue.convert.llava import TEMPLATES
+from retinue.convert.llava import TEMPLATES, text_fields
 from retinue.convert.towers import norm_fields, open_tower, tower_keys
 from retinue.convert.weights import Weights
 from retinue.core.errors import CheckpointError, ConfigError
@@ -42,8 +43,6 @@ MODEL_TYPES = {
     "patches": "retinue_patches",
 }
 """model_type of an encoder kind's config, where a recipe gives sizes without naming it."""
-
-LM_KEYS = KeyMap([Rule("{rest}", "lm.{rest}")])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +81,7 @@ class _Parts:
     origin: dict[str, str] = field(default_factory=dict)
     text: dict[str, Any] = field(default_factory=dict)
     folder: Path | None = None
+    template: str | None = None
 
 
 def build(
@@ -198,7 +198,9 @@ def _assembled(
         tie_word_embeddings=bool(parts.text.get("tie_word_embeddings", False)),
     )
     made = _weights(config, parts, section, rows=rows, device=device, where=where)
-    processor = Processor(made.plan, tokenizer=words, spec=_processor_spec(section, made.plan))
+    processor = Processor(
+        made.plan, tokenizer=words, spec=_processor_spec(section, made.plan, parts)
+    )
     groups = {}
     for name, module in parts_of(made).items():
         loaded = name in parts.origin
@@ -226,9 +228,12 @@ def _language(part: LMPart, parts: _Parts, *, where: str) -> None:
         raise CheckpointError(
             f"is {found.format}, not a language model", where=part.source, fix="use model.from"
         )
-    parts.text, parts.folder = dict(found.config), found.folder
+    parts.text = text_fields(found.config)
+    parts.folder, parts.template = found.folder, TEMPLATES.get(found.config["model_type"])
     parts.origin["lm"] = part.source
-    parts.sources.append(Source(weights=found.weights, keys=LM_KEYS, label=part.source))
+    keys = KeyMap(language_rules(found.config))
+    weights = language_weights(found.weights, found.config)
+    parts.sources.append(Source(weights=weights, keys=keys, label=part.source))
 
 
 def _encoder(name: str, part: EncoderPart, parts: _Parts, *, where: str) -> None:
@@ -357,7 +362,7 @@ def count(module: nn.Module) -> int:
     return frozen + sum(parameter.numel() for parameter in module.parameters())
 
 
-def _processor_spec(section: ModelSection, plan: Plan) -> ProcessorSpec:
+def _processor_spec(section: ModelSection, plan: Plan, parts: _Parts) -> ProcessorSpec:
     streams: dict[str, Any] = {}
     for name, shape in plan.shapes.items():
         stream = {"size": shape.size, "mean": shape.mean, "std": shape.std}
@@ -371,7 +376,7 @@ def _processor_spec(section: ModelSection, plan: Plan) -> ProcessorSpec:
     template = section.template
     if template is None:
         kind = plan.config.get_text_config().model_type
-        template = TEMPLATES.get(kind)
+        template = parts.template or TEMPLATES.get(kind)
         if template is None:
             raise ConfigError(
                 f"no template, and none is documented for {kind}",

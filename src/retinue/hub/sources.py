@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from retinue.convert.detect import BASE, NON_LORA, PROJECTOR, Found, detect, json_if_there
+from retinue.convert.detect import (
+    BASE,
+    NON_LORA,
+    PROJECTOR,
+    Found,
+    detect,
+    is_original,
+    json_if_there,
+)
 from retinue.convert.hf import import_hf
+from retinue.convert.internlm import GROUPED, language_rules, language_weights
 from retinue.convert.keymap import KeyMap, Rule
-from retinue.convert.llava import ENCODER, import_llava, llava_keys, non_lora_keys, projector_keys
+from retinue.convert.llava import (
+    ENCODER,
+    import_llava,
+    llava_keys,
+    non_lora_keys,
+    projector_keys,
+    with_projector,
+)
 from retinue.convert.nested import projector_place
 from retinue.convert.towers import tower_keys
 from retinue.convert.translation import Translation
@@ -59,8 +75,12 @@ def open_folder(
     base: str | Path | None = None,
     encoders: Encoders = None,
     keep_adapter: bool = False,
+    own_tower: bool = False,
 ) -> Opened:
-    """Open any known folder or hub id; arguments as in `load`. Raises CheckpointError."""
+    """Open any known folder or hub id; arguments as in `load`. Raises CheckpointError.
+
+    own_tower: of a LLaVA that carries its tower, take that copy also where the original would not.
+    """
     found = detect(resolve(path))
     if found.format == "retinue":
         return _own(found, base=base)
@@ -71,7 +91,13 @@ def open_folder(
         opened.adapters.append(found.folder)
         return opened
     if found.format.startswith("llava"):
-        return _llava(found, base=base, encoders=encoders, keep_adapter=keep_adapter)
+        return _llava(
+            found,
+            base=base,
+            encoders=encoders,
+            keep_adapter=keep_adapter,
+            own_tower=own_tower,
+        )
     raise CheckpointError(
         f"is a {found.format} ({found.config.get('model_type')}), no multimodal model",
         where=str(found.folder),
@@ -121,55 +147,101 @@ def _hf(found: Found) -> Opened:
 
 
 def _llava(
-    found: Found, *, base: str | Path | None, encoders: Encoders, keep_adapter: bool
+    found: Found,
+    *,
+    base: str | Path | None,
+    encoders: Encoders,
+    keep_adapter: bool,
+    own_tower: bool,
 ) -> Opened:
     where = str(found.folder)
-    under = None
-    lora: Lora | None = None
-    place = projector_place(found.config, where=where)
-    full_keys = llava_keys(projector=place)
-    if found.format == "llava":
-        main = [Source(weights=found.weights, keys=full_keys, label=where)]
-    else:
+    under: Found | None = None
+    if not found.config or found.format != "llava":
         under = detect(resolve(_base(found, base)))
-        if under.format not in ("causal-lm", "llava"):
-            raise CheckpointError(
-                f"its base {under.folder} is {under.format}",
-                where=where,
-                rule="a base is the language model or a full LLaVA checkpoint",
-            )
-        name, keys = PROJECTOR, projector_keys(projector=place)
-        if found.format == "llava-lora":
-            name, keys = NON_LORA, non_lora_keys(projector=place)
-            lora = None if keep_adapter else read_lora(found.folder, found.adapter)
-        files = [found.folder / name] if (found.folder / name).exists() else []
-        own = Weights(files)
-        rows = marker_rows(own, int(found.config["vocab_size"]))
-        keep = (lambda name: name != EMBED) if rows is not None else None
-        main = [Source(weights=own, keys=keys, label=str(found.folder / name), keep=keep)]
-        changes = lora.changes(full_keys.to_retinue) if lora else {}
-        if rows is not None:
-            changes |= added_rows(rows, vocab=int(found.config["vocab_size"]))
-        main.append(
-            Source(weights=under.weights, keys=full_keys, label=str(under.folder), changes=changes)
-        )
+    if not found.config:  # the original's runs end with bare weights
+        found = _with_config(found, under)
+    place = projector_place(found.config, where=where)
+    if found.format == "llava":
+        main = _projector(found, place=place) if found.config["model_type"] in GROUPED else []
+        main.append(_full(found, found.config, place=place))
+    else:
+        main = _on_base(found, under, place=place, keep_adapter=keep_adapter)
     carried = any(
         (source.keys.to_retinue(key) or "").startswith("encoders.")
         for source in main
         for key in source.weights
     )
     beside = [found.folder, *([under.folder] if under else [])]
-    tower = find_tower(found.config, beside=beside, encoders=encoders, carried=carried)
+    frozen = not own_tower and found.config.get("unfreeze_mm_vision_tower") is False
+    tower = find_tower(
+        found.config, beside=beside, encoders=encoders, carried=carried, frozen=frozen
+    )
     if tower.weights.files:
         keys = tower_keys(ENCODER)
-        main.append(Source(weights=tower.weights, keys=keys, label=f"tower {tower.source}"))
-    made = import_llava(found.config, tower, where=where)
-    made.config.foreign["tower_carried"] = carried
+        main.insert(0, Source(weights=tower.weights, keys=keys, label=f"tower {tower.source}"))
+    names = [name for source in main for name in source.weights]
+    made = import_llava(with_projector(found.config, names), tower, where=where)
+    made.config.foreign["tower_carried"] = carried and not tower.weights.files
     folder = found.folder if _has_tokenizer(found.folder) or under is None else under.folder
     opened = _opened(found, made, main, tokenizer=folder)
     if found.format == "llava-lora" and keep_adapter:
         opened.adapters.append(found.folder)
     return opened
+
+
+def _full(found: Found, config: Mapping[str, Any], *, place: str, **more: Any) -> Source:
+    """All weights of a folder whose language model is the config's."""
+    keys = llava_keys(projector=place, language=language_rules(config))
+    weights = language_weights(found.weights, config)
+    return Source(weights=weights, keys=keys, label=str(found.folder), **more)
+
+
+def _projector(found: Found, *, place: str) -> list[Source]:
+    """A projector beside full weights, which MOSS2's loader puts over them."""
+    file = found.folder / PROJECTOR
+    keys = projector_keys(projector=place)
+    return [Source(weights=Weights([file]), keys=keys, label=str(file))] if file.exists() else []
+
+
+def _on_base(found: Found, under: Found | None, *, place: str, keep_adapter: bool) -> list[Source]:
+    """Sources of a projector or LoRA folder and of the model that it stands on."""
+    assert under is not None
+    if under.format not in ("causal-lm", "llava"):
+        raise CheckpointError(
+            f"its base {under.folder} is {under.format}",
+            where=str(found.folder),
+            rule="a base is the language model or a full LLaVA checkpoint",
+        )
+    lora: Lora | None = None
+    name, keys = PROJECTOR, projector_keys(projector=place)
+    if found.format == "llava-lora":
+        name, keys = NON_LORA, non_lora_keys(projector=place)
+        lora = None if keep_adapter else read_lora(found.folder, found.adapter)
+    files = [found.folder / name] if (found.folder / name).exists() else []
+    own = Weights(files)
+    rows = marker_rows(own, int(found.config["vocab_size"]))
+    keep = (lambda name: name != EMBED) if rows is not None else None
+    under_source = _full(under, under.config or found.config, place=place)
+    changes = lora.changes(under_source.keys.to_retinue) if lora else {}
+    if rows is not None:
+        changes |= added_rows(rows, vocab=int(found.config["vocab_size"]))
+    return [
+        Source(weights=own, keys=keys, label=str(found.folder / name), keep=keep),
+        replace(under_source, changes=changes),
+    ]
+
+
+def _with_config(found: Found, under: Found | None) -> Found:
+    """Bare weights with the config of the model that they were trained from."""
+    assert under is not None
+    if not is_original(under.config):
+        raise CheckpointError(
+            "its base's config.json names no vision tower",
+            where=str(under.folder),
+            rule="weights without a config need that of the model they were trained from",
+            fix="name the LLaVA folder that training started from",
+        )
+    return replace(found, config=under.config)
 
 
 def _opened(found: Found, made: Translation, sources: list[Source], *, tokenizer: Path) -> Opened:

@@ -22,17 +22,20 @@ def find_tower(
     beside: Sequence[Path],
     encoders: Mapping[str, str | Path] | None,
     carried: bool,
+    frozen: bool = False,
 ) -> Tower:
     """The tower that a LLaVA config names.
 
     encoders: {name: PATH} overrides; beside: folders of the checkpoint and its base, whose parents
     a relative name may start from, as may the working folder; carried: the checkpoint holds the
-    weights, which win over the tower's own. Raises CheckpointError if it is nowhere.
+    weights, which win over the tower's own unless it is frozen and its own are on this machine: of
+    a tower that it did not train, the original writes a copy and never reads it. Raises
+    CheckpointError if it is nowhere.
     """
     name = str(config.get("mm_vision_tower") or config.get("vision_tower") or "")
     given = override(encoders)
     if given is not None:
-        return _open(resolve(given), str(given), carried=carried)
+        return _open(resolve(given), str(given), carried=carried, frozen=frozen)
     if not name:
         raise CheckpointError(
             "its config names no mm_vision_tower", where=str(beside[0]), fix=NAME_ONE
@@ -40,7 +43,7 @@ def find_tower(
     places = [root / name for folder in beside for root in (folder, folder.parent)]
     for place in [*places, Path(name)]:
         if (place / "config.json").exists():
-            return _open(place, str(place), carried=carried)
+            return _open(place, str(place), carried=carried, frozen=frozen)
     published = carried_tower(name, Weights([])) if carried else None
     if published is not None:
         return published
@@ -71,8 +74,8 @@ def override(encoders: Mapping[str, str | Path] | None) -> str | Path | None:
     return encoders[ENCODER]
 
 
-def _open(folder: Path, source: str, *, carried: bool) -> Tower:
+def _open(folder: Path, source: str, *, carried: bool, frozen: bool = False) -> Tower:
     tower = open_tower(folder, source=source)
-    if not carried:
+    if not carried or (frozen and tower.weights.files):
         return tower
     return replace(tower, weights=Weights([]), source=f"the checkpoint (sizes from {source})")

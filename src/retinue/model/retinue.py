@@ -47,7 +47,7 @@ class Retinue(Generation, PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.plan = Plan(config)
         spec, width = self.plan.spec, self.plan.lm_width
-        self.lm: LanguageModel = LMS.get("causal")(config.text_config)
+        self.lm: LanguageModel = LMS.get("causal")(config.text_config, rope=spec.rope)
         self.encoders = nn.ModuleDict(
             {
                 name: ENCODERS.get(encoder.kind)(encoder, config.encoders[name])

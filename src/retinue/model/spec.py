@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from pydantic import Field
+from pydantic import Field, field_validator
 from transformers import AutoConfig, PreTrainedConfig
 
 from retinue.core.errors import ConfigError
@@ -20,6 +20,7 @@ from retinue.model.encoders.base import EncoderField, EncoderShape
 from retinue.model.fusions.base import FusionField
 from retinue.model.layouts.base import LayoutField
 from retinue.model.lm.support import causal_class
+from retinue.model.ropes import ROPES
 from retinue.types import Grid, TokenShape
 
 
@@ -27,7 +28,8 @@ class ModelSpec(Spec):
     """The seams of one model. Sizes are never here: they stand in the backbones' configs.
 
     image_token_id: the placeholder id; one that the tokenizer can never produce from text, or the
-    id of its `<image>` token. budget: visual tokens per view when a request names none.
+    id of its `<image>` token. budget: visual tokens per view when a request names none. rope: how a
+    language model with dynamic NTK scaling measures length (`retinue ls ropes`).
     """
 
     encoders: dict[str, EncoderField] = Field(default_factory=dict)
@@ -36,6 +38,14 @@ class ModelSpec(Spec):
     fusion: FusionField = Field(default_factory=lambda: {"kind": "splice"}, validate_default=True)
     image_token_id: int = -1
     budget: int | None = None
+    rope: str = "sequence"
+
+    @field_validator("rope")
+    @classmethod
+    def _known_rope(cls, name: str) -> str:
+        if name not in ROPES:
+            raise ValueError(ROPES.unknown(name))
+        return name
 
 
 class RetinueConfig(PreTrainedConfig):

@@ -23,6 +23,8 @@ SCORERS: Registry[Scorer] = Registry(
         "det": "retinue.eval.scorers.regions:det",
         "grounded": "retinue.eval.scorers.regions:grounded",
         "oks": "retinue.eval.scorers.pose:oks",
+        "gaokao": "retinue.eval.scorers.gaokao:gaokao",
+        "gaokao-several": "retinue.eval.scorers.gaokao:gaokao_several",
         "relations": "retinue.eval.scorers.relations:relations",
     },
 )

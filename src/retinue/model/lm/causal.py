@@ -14,6 +14,7 @@ from transformers import DynamicCache
 
 from retinue.model.lm.base import LanguageModel
 from retinue.model.lm.support import causal_class, check_built
+from retinue.model.ropes.base import replace_dynamic
 from retinue.ops.cross_entropy import linear_cross_entropy
 from retinue.ops.interface import register_attention
 from retinue.ops.plan import plan_cached, plan_documents
@@ -28,16 +29,18 @@ class CausalLM(LanguageModel):
     Reference: transformers 5.23, AttentionInterface and PreTrainedModel.
     """
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, *, rope: str = "sequence") -> None:
         super().__init__()
         register_attention()
         kind = causal_class(config)
         config._attn_implementation = ATTENTION
         shell: Any = kind(config)
         check_built(shell, name=f"{kind.__name__} ({config.model_type})")
+        replace_dynamic(shell, config, kind=rope)
         self.config = config
         self.base_name = shell.base_model_prefix
         embeddings, head = shell.get_input_embeddings(), shell.get_output_embeddings()
+        embeddings.padding_idx = None  # the padding token may be eos, which must learn
         for name, child in shell.named_children():
             self.add_module(name, child)
         names = {id(module): name for name, module in self.named_modules()}

@@ -26,6 +26,7 @@ TEMPLATES: Registry[Any] = Registry(
         "chatml_direct": f"{_HERE}.chatml:CHATML_DIRECT",
         "mistral_direct": f"{_HERE}.chatml:MISTRAL_DIRECT",
         "chatml": f"{_HERE}.chatml:CHATML",
+        "moss2": f"{_HERE}.chatml:MOSS2",
         "plain": f"{_HERE}.plain:PLAIN",
         "v0_plain": f"{_HERE}.plain:V0_PLAIN",
         "hf": f"{_HERE}.hf:HfTemplate",

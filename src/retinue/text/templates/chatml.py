@@ -1,7 +1,7 @@
 """`<|im_start|>role ... <|im_end|>`: LLaVA's MPT style, and ChatML proper.
 
 Source: conversation versions of LLaVA (arXiv 2304.08485, haotian-liu/LLaVA); OpenAI's ChatML format
-as the chat templates of MPT, Nous-Hermes and Qwen have it.
+as the chat templates of MPT, Nous-Hermes, Qwen and MOSS2 have it.
 """
 
 from __future__ import annotations
@@ -45,3 +45,4 @@ CHATML = MPT.model_copy(
         "version": "chatml",
     }
 )
+MOSS2 = CHATML.model_copy(update={"name": "moss2", "system": SYSTEM + prompts.MOSS})

@@ -33,6 +33,13 @@ MPT = (
     "A conversation between a user and an LLM-based AI assistant. "
     "The assistant gives helpful and honest answers."
 )
+MOSS = (
+    "You are an AI assistant whose name is MOSS.\n"
+    "- MOSS is a conversational language model that is developed by Fudan University. "
+    "It is designed to be helpful, honest, and harmless.\n"
+    "- MOSS can understand and communicate fluently in the language chosen by the user "
+    "such as English and 中文."
+)
 TAGS = ("<Image>", "</Image>")
 ENERGY = (
     "What are the key differences between renewable and non-renewable energy sources?",
