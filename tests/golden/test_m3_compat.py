@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,15 +16,13 @@ from safetensors.torch import load_file
 
 from retinue.compat.llava import (
     conv_templates,
+    eval_model,
     get_model_name_from_path,
     load_pretrained_model,
     process_images,
     tokenizer_image_token,
 )
 from retinue.core.errors import ConfigError
-
-BOS = 1
-"""What the original's generate puts before its answers."""
 
 
 def having(*keys: str) -> list[Path]:
@@ -33,6 +33,9 @@ def having(*keys: str) -> list[Path]:
         if (case / "model").exists()
         and set(keys) <= json.loads((case / "outputs.json").read_text()).keys()
     ]
+
+
+# Recorded answers begin with a bos that the original's generate puts there.
 
 
 def opened(case: Path) -> tuple[Any, Any, Any, int, dict[str, Any]]:
@@ -75,11 +78,42 @@ def test_prompts_and_answers(case: Path) -> None:
             num_beams=beams(key),
             max_new_tokens=len(wanted) - 1,
         )
-        assert [BOS, *answer[0].tolist()] == wanted, key
+        assert [tokenizer.bos_token_id, *answer[0].tolist()] == wanted, key
         if "text" in recorded:
             said = tokenizer.batch_decode(answer, skip_special_tokens=True)[0].strip()
             assert said == recorded["text"].strip(), key
         compared(case)
+
+
+@pytest.mark.parametrize("case", having("prompts", "generate"), ids=lambda case: case.name)
+def test_eval_model_prints_the_answer(case: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Answers recorded for a prompt that the quick start makes: template, picture, query."""
+    outputs = json.loads((case / "outputs.json").read_text("utf-8"))
+    seen = 0
+    for recorded in outputs["generate"].values():
+        found = re.fullmatch(
+            r".*USER: <image>\n([^<]*) ASSISTANT:", recorded.get("prompt", ""), re.S
+        )
+        if not found or "text" not in recorded:
+            continue
+        fields = {
+            "model_path": str(case / "model"),
+            "model_base": None,
+            "query": found[1],
+            "conv_mode": "vicuna_v1",
+            "image_file": str(min((case / "inputs").glob("*.png"))),
+            "sep": ",",
+            "temperature": 0,
+            "top_p": None,
+            "num_beams": 1,
+            "max_new_tokens": len(recorded["output_ids"]) - 1,
+            "device": "cpu",
+        }
+        eval_model(SimpleNamespace(**fields))
+        assert capsys.readouterr().out == recorded["text"].strip() + "\n"
+        compared(case)
+        seen += 1
+    assert seen
 
 
 @pytest.mark.parametrize(
@@ -100,12 +134,13 @@ def test_scales(case: Path) -> None:
             max_new_tokens=len(recorded["output_ids"]) - 1,
             matryoshka_vis_token_scale=None if scale == "none" else int(scale),
         )
-        assert [BOS, *answer[0].tolist()] == recorded["output_ids"], scale
+        assert [tokenizer.bos_token_id, *answer[0].tolist()] == recorded["output_ids"], scale
         compared(case)
     for scale, count in outputs["tokens_for_requested_scale"].items():
         (item,) = model.items(pixels, None, scale=int(scale))
         assert item.num_tokens == count
-    for scale in outputs["errors_for_scale_above_576"]:
+    above = next(key for key in outputs if key.startswith("errors_for_scale"))
+    for scale in outputs[above]:
         with pytest.raises(ConfigError, match="nearest"):
             model.generate(ids, images=pixels, matryoshka_vis_token_scale=int(scale))
     assert tokenizer.decode(ids[0]).startswith("<s>")
@@ -114,7 +149,7 @@ def test_scales(case: Path) -> None:
 @pytest.mark.parametrize("case", having("images", "m3"), ids=lambda case: case.name)
 def test_tiles(case: Path) -> None:
     """Any resolution, whole and pooled: one picture each."""
-    _, model, image_processor, _, outputs = opened(case)
+    tokenizer, model, image_processor, _, outputs = opened(case)
     ids = torch.tensor([outputs["input_ids"]])
     for number, recorded in enumerate(outputs["images"]):
         image = Image.open(case / "inputs" / recorded["file"]).convert("RGB")
@@ -134,7 +169,7 @@ def test_tiles(case: Path) -> None:
                 max_new_tokens=len(wanted) - 1,
                 matryoshka_vis_token_scale=scale,
             )
-            assert [BOS, *answer[0].tolist()] == wanted, (stem, scale)
+            assert [tokenizer.bos_token_id, *answer[0].tolist()] == wanted, (stem, scale)
             compared(case)
 
 

@@ -62,6 +62,7 @@ def question(folder: Path, **changes: Any) -> Any:
             "top_p": None,
             "num_beams": 1,
             "max_new_tokens": STEPS,
+            "device": "cpu",
             **changes,
         },
     )()

@@ -31,14 +31,17 @@ def eval_model(args: Any) -> None:
 
     Fields of args: model_path, model_base, query, conv_mode (None: by the model's name),
     image_file (several joined by `sep`), sep, temperature (0: greedy), top_p, num_beams,
-    max_new_tokens, matryoshka_vis_token_scale (absent or None: all visual tokens). In the query
-    each `<image-placeholder>` is a picture's place; without one, one picture stands in front, and
-    further ones are left out with a note. Raises CheckpointError, MediaError, and RequestError
-    where places and pictures differ in number.
+    max_new_tokens, matryoshka_vis_token_scale (absent or None: all visual tokens); ours: device
+    (default auto). In the query each `<image-placeholder>` is a picture's place; without one, one
+    picture stands in front, and further ones are left out with a note. Raises CheckpointError,
+    MediaError, and RequestError where places and pictures differ in number.
     """
     name = get_model_name_from_path(args.model_path)
     tokenizer, model, image_processor, _ = load_pretrained_model(
-        args.model_path, getattr(args, "model_base", None), name
+        args.model_path,
+        getattr(args, "model_base", None),
+        name,
+        device=getattr(args, "device", "auto"),
     )
     old = (getattr(model.config, FOREIGN, None) or {}).get("config", {})
     query, places = asked(args.query, marks=bool(old.get("mm_use_im_start_end")))
