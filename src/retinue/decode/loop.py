@@ -5,8 +5,8 @@ Legend: B rows still running, T prompt tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -17,7 +17,11 @@ from retinue.decode.sampling import Sampler, SamplingParams, choose_all
 from retinue.decode.stream import Decodes, Detokenizer
 from retinue.types import Batch, Cache, Output
 
-Finish = Literal["stop", "length"]
+Finish = Literal["stop", "length", "doubt"]
+"""Why an answer ended; doubt: it was given up, and its row is to be asked again."""
+
+Doubt = Callable[[Sequence[float]], bool]
+"""Log-probabilities of the ids so far -> whether to give the answer up."""
 
 
 class Runner(Protocol):
@@ -30,23 +34,46 @@ class Runner(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delta:
-    """One step of one row: its new id, the text that became showable, and why it ended."""
+    """One step of one row: its new id, the text that became showable, and why it ended.
+
+    logprob: log-probability of the id before temperature and penalties; None where not asked for.
+    """
 
     row: int
     token: int
     text: str
     finish: Finish | None = None
+    logprob: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """The ids with which all prompts of a batch begin, and their keys and values.
+
+    copy(rows): a cache that holds them for so many rows. The batch itself has what follows.
+    """
+
+    tokens: list[int]
+    copy: Callable[[int], Cache]
 
 
 @dataclass(slots=True, kw_only=True)
 class Completion:
-    """A finished answer. tokens: all generated ids, an end id included; number: its row."""
+    """A finished answer. tokens: all generated ids, an end id included; number: its row.
+
+    logprobs: one per id, where asked for. budget: visual tokens per view, None = the model's
+    default; visual_tokens: those of all its pictures; spent: the same, of every try at an answer.
+    """
 
     id: str
     number: int = 0
     text: str = ""
     tokens: list[int] = field(default_factory=list)
     finish: Finish = "length"
+    logprobs: list[float] = field(default_factory=list)
+    budget: int | None = None
+    visual_tokens: int = 0
+    spent: int = 0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -58,6 +85,7 @@ class Row:
     sampler: Sampler
     text: Detokenizer
     position: int
+    logprobs: list[float] = field(default_factory=list)
 
 
 @torch.inference_mode()
@@ -68,11 +96,16 @@ def stream(
     params: SamplingParams | Sequence[SamplingParams],
     decoder: Decodes,
     eos_ids: Sequence[int],
+    logprobs: bool = False,
+    doubt: Doubt | None = None,
+    opening: Opening | None = None,
 ) -> Iterator[Delta]:
     """Decode every row of a left-padded batch; yields one Delta per row and step.
 
     params: one for all rows or one per row; eos_ids: ids that end an answer. Rows that end leave
     the batch. A row's answer depends on its own prompt and params only (up to rounding).
+    logprobs: deltas have them; doubt: ends a row as soon as it is true of them.
+    opening: what all prompts begin with, if the batch holds only what comes after it.
     Raises RequestError where rows and params differ in number.
     """
     count = len(batch.tokens)
@@ -81,23 +114,32 @@ def stream(
         raise RequestError(f"{len(each)} sampling params for {count} rows", rule="one per row")
     ends = set(eos_ids)
     real = batch.segments > 0
+    before = [] if opening is None else opening.tokens
     rows = [
         Row(
             number=number,
             params=each[number],
-            sampler=Sampler(each[number], prompt=batch.tokens[number][real[number]].tolist()),
+            sampler=Sampler(
+                each[number], prompt=[*before, *batch.tokens[number][real[number]].tolist()]
+            ),
             text=Detokenizer(decoder, stop=each[number].stop),
             position=int(batch.positions[number].max()) + 1,
         )
         for number in range(count)
     ]
-    cache = runner.new_cache()
+    cache = runner.new_cache() if opening is None else opening.copy(count)
     logits_BV = kept(runner.run(batch, cache=cache, keep="last"))
     while rows:
         alive: list[int] = []
         tokens = choose_all([row.sampler for row in rows], logits_BV)
+        chances = chosen_logprobs(logits_BV, tokens) if logprobs or doubt else []
         for place, (row, token) in enumerate(zip(rows, tokens, strict=True)):
             delta = advance(row, token, ends)
+            if chances:
+                row.logprobs.append(chances[place])
+                delta = replace(delta, logprob=chances[place])
+            if doubt and doubt(row.logprobs):
+                delta = replace(delta, finish="doubt")
             yield delta
             if delta.finish is None:
                 alive.append(place)
@@ -125,6 +167,14 @@ def advance(row: Row, token: int, ends: set[int]) -> Delta:
         finish: Finish = "stop" if row.text.stopped else "length"
         return Delta(row=row.number, token=token, text=fresh, finish=finish)
     return Delta(row=row.number, token=token, text=fresh)
+
+
+def chosen_logprobs(logits_BV: Tensor, tokens: Sequence[int]) -> list[float]:
+    """Natural logarithm of the model's probability of one id per row."""
+    scores_BV = logits_BV.float()
+    own_B = scores_BV.gather(1, torch.tensor(tokens, device=scores_BV.device)[:, None])[:, 0]
+    found: list[float] = (own_B - scores_BV.logsumexp(-1)).tolist()
+    return found
 
 
 def kept(output: Output) -> Tensor:
@@ -162,12 +212,26 @@ def complete(
     params: SamplingParams | Sequence[SamplingParams],
     decoder: Decodes,
     eos_ids: Sequence[int],
+    logprobs: bool = False,
+    doubt: Doubt | None = None,
+    opening: Opening | None = None,
 ) -> list[Completion]:
     """Decode a batch to the end; completions in row order, texts without surrounding blanks."""
     found = [Completion(id=id, number=number) for number, id in enumerate(batch.ids)]
-    for delta in stream(runner, batch, params=params, decoder=decoder, eos_ids=eos_ids):
+    for delta in stream(
+        runner,
+        batch,
+        params=params,
+        decoder=decoder,
+        eos_ids=eos_ids,
+        logprobs=logprobs,
+        doubt=doubt,
+        opening=opening,
+    ):
         answer = found[delta.row]
         answer.tokens.append(delta.token)
+        if delta.logprob is not None:
+            answer.logprobs.append(delta.logprob)
         answer.text += delta.text
         answer.finish = delta.finish or answer.finish
     for answer in found:

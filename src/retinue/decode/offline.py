@@ -8,9 +8,12 @@ from itertools import islice
 
 from retinue.core.errors import DataError, RequestError
 from retinue.core.seed import stream_seed
+from retinue.decode.auto import AutoBudget
+from retinue.decode.budget import Budget, visual_tokens, with_budget
 from retinue.decode.loop import Completion, Runner, complete
 from retinue.decode.prompt import device_of, end_ids, with_stops, within_room
 from retinue.decode.sampling import SamplingParams
+from retinue.decode.tries import Attempt, Tries, attempt
 from retinue.model.lm.fused import inference_twin
 from retinue.processor import Processor
 from retinue.types import Example, Sample
@@ -41,6 +44,8 @@ def generate(
     batch_size: int = 8,
     progress: Progress | None = None,
     skipped: Skipped | None = None,
+    budget: Budget = None,
+    logprobs: bool = False,
 ) -> Iterator[Completion]:
     """Answer every sample; completions come in input order, `number` counting from 0.
 
@@ -48,15 +53,27 @@ def generate(
     progress(done): called with the number of samples settled so far. skipped(number, sample,
     error): called for samples that cannot be used, which then have no completion; without it such
     errors are raised (DataError, MediaError, RequestError for a prompt that leaves no room).
+    budget: visual tokens per view of pictures that name none; an AutoBudget asks again with more
+    where an answer is not sure enough, after all others of the window. logprobs: keep those of the
+    answers' tokens.
     """
     params = with_stops(params or SamplingParams(), processor)
     model = inference_twin(model)
     numbered = enumerate(samples)
     settled = 0
+    if isinstance(budget, AutoBudget):
+        tries = Tries(model, processor, policy=budget)
+        while window := list(islice(numbered, batch_size * WINDOW)):
+            yield from climb(tries, window, params=params, size=batch_size, skipped=skipped)
+            settled += len(window)
+            if progress:
+                progress(settled)
+        return
     while window := list(islice(numbered, batch_size * WINDOW)):
         prompts: list[Prompt] = []
         for number, sample in window:
             try:
+                sample = with_budget(sample, budget)
                 prompts.append(look(processor, number, sample, params))
             except (DataError, RequestError) as error:
                 refuse(skipped, number, sample, error)
@@ -67,8 +84,10 @@ def generate(
         for start in range(0, len(prompts), batch_size):
             chosen = prompts[start : start + batch_size]
             for prompt, answer in zip(
-                chosen, answers(model, processor, chosen, skipped), strict=True
+                chosen, answers(model, processor, chosen, skipped, logprobs), strict=True
             ):
+                if answer is not None:
+                    answer.budget = budget
                 done[prompt.number] = answer
                 if answer is None:
                     order.remove(prompt.number)
@@ -91,7 +110,11 @@ def look(processor: Processor, number: int, sample: Sample, params: SamplingPara
 
 
 def answers(
-    model: Runner, processor: Processor, prompts: Sequence[Prompt], skipped: Skipped | None
+    model: Runner,
+    processor: Processor,
+    prompts: Sequence[Prompt],
+    skipped: Skipped | None,
+    logprobs: bool = False,
 ) -> list[Completion | None]:
     """Decode one batch; None for those whose pictures turn out to be broken."""
     found: list[Completion | None] = [None] * len(prompts)
@@ -110,10 +133,45 @@ def answers(
         params=[prompts[place].params for place, _ in whole],
         decoder=processor,
         eos_ids=end_ids(processor),
+        logprobs=logprobs,
     )
-    for (place, _), completion in zip(whole, completions, strict=True):
-        found[place] = replace(completion, number=prompts[place].number)
+    for (place, example), completion in zip(whole, completions, strict=True):
+        seen = visual_tokens(example)
+        number = prompts[place].number
+        found[place] = replace(completion, number=number, visual_tokens=seen, spent=seen)
     return found
+
+
+def climb(
+    tries: Tries,
+    window: Sequence[tuple[int, Sample]],
+    *,
+    params: SamplingParams,
+    size: int,
+    skipped: Skipped | None,
+) -> list[Completion]:
+    """Answers of a window, in order: all at the first budget, those in doubt at the next, ..."""
+    attempts: dict[int, Attempt] = {}
+    for number, sample in window:
+        try:
+            own = params.model_copy(update={"seed": stream_seed(params.seed, sample.id)})
+            budget = tries.policy.rungs[0].visual_tokens
+            attempts[number] = attempt(tries.processor, sample, budget=budget, params=own)
+        except (DataError, RequestError) as error:
+            refuse(skipped, number, sample, error)
+    done: dict[int, Completion] = {}
+    for rung in range(len(tries.policy.rungs)):
+        left = [number for number in attempts if number not in done]
+        left.sort(key=lambda number: -len(attempts[number].example.tokens))
+        for last in (False, True):
+            some = [number for number in left if tries.last(attempts[number], rung) is last]
+            for start in range(0, len(some), size):
+                chosen = some[start : start + size]
+                answered = tries.complete([attempts[n] for n in chosen], rung, last=last)
+                for number, answer in zip(chosen, answered, strict=True):
+                    if answer is not None:
+                        done[number] = replace(answer, number=number)
+    return [done[number] for number in sorted(done)]
 
 
 def refuse(skipped: Skipped | None, number: int, sample: Sample, error: Exception) -> None:
