@@ -141,6 +141,7 @@ def _existing(
         dtype=section.torch_dtype,
         device=device,
         quant=quant,
+        rope=section.rope,
     )
     if quant is not None and adapter_names(made):
         raise ConfigError(
@@ -191,6 +192,8 @@ def _assembled(
         "image_token_id": image_id if section.image_token_id is None else section.image_token_id,
         "budget": section.budget,
     }
+    if section.rope is not None:
+        spec["rope"] = section.rope
     config = RetinueConfig(
         text_config=parts.text,
         encoders=parts.configs,

@@ -52,6 +52,7 @@ def load(
     quant: str | None = None,
     quant_encoders: bool = False,
     quant_head: bool = False,
+    rope: str | None = None,
 ) -> tuple[Retinue, Processor]:
     """A model in eval mode and its processor, from a folder or hub id in any known format.
 
@@ -60,7 +61,8 @@ def load(
     architecture's; dtype: of all weights, default that of the files; keep_adapter: a LLaVA LoRA
     stays an adapter instead of being folded into the weights; quant: a format of fewer bits for the
     language model's linear layers (`retinue ls quants`), quant_encoders and quant_head: for these
-    too. Weights change format one by one as they are read; adapters stay on top, unmerged.
+    too. Weights change format one by one as they are read; adapters stay on top, unmerged; rope: how
+    a language model with dynamic NTK scaling measures length (`retinue ls ropes`).
     Raises ConfigError for an unknown format; CheckpointError for folders that are no checkpoint,
     incomplete or truncated, or parts that do not fit each other; EnvError when the hub cannot be
     reached or the package of a format is missing.
@@ -77,6 +79,7 @@ def load(
         quant=quant,
         quant_encoders=quant_encoders,
         quant_head=quant_head,
+        rope=rope,
     )
     return found.model, found.processor
 
@@ -94,12 +97,15 @@ def load_with_report(
     quant: str | None = None,
     quant_encoders: bool = False,
     quant_head: bool = False,
+    rope: str | None = None,
 ) -> Loaded:
     """As `load`, with the coverage of every key."""
     quantizer = None
     if quant is not None:  # a wrong name or a missing package fails before anything is read
         quantizer = Quantizer.of(quant, encoders=quant_encoders, head=quant_head)
     opened = open_folder(path, base=base, encoders=encoders, keep_adapter=keep_adapter)
+    if rope is not None:
+        opened.config.spec["rope"] = rope
     processor = make_processor(opened, template=template)
     model = skeleton(opened.config)
     coverage = fill(

@@ -69,7 +69,7 @@ class ModelSection(Spec):
     """`from` an existing model (its processor may be changed), or `lm`, `encoders`, `connector`.
 
     budget: visual tokens per view by default; scales: with `from`, budgets that its connector is
-    made elastic for; labels, max_tokens: of the processor; base, adapters: as in `load`; seed: of
+    made elastic for; rope: how dynamic NTK scaling measures length; labels, max_tokens: of the processor; base, adapters: as in `load`; seed: of
     new weights.
     """
 
@@ -84,6 +84,7 @@ class ModelSection(Spec):
     layout: dict[str, Any] | None = None
     fusion: dict[str, Any] | None = None
     budget: int | None = None
+    rope: str | None = None
     scales: list[int] | None = None
     image_token_id: int | None = None
     views: dict[str, Any] | None = None

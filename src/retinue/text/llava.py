@@ -83,7 +83,7 @@ class _Rounds(_Llava):
     def tokenize(self, segments: Sequence[Segment], tokenizer: Tokenizer) -> Tokenized:
         text, done = self.whole(segments, tokenizer)
         labels = list(done.labels)
-        total = sum(id != tokenizer.pad_id for id in done.tokens)
+        total = sum(id != _padding(tokenizer) for id in done.tokens)
         at = self.first
         labels[:at] = [IGNORE] * len(labels[:at])
         for i, part in enumerate(self.rounds(text)):
@@ -198,7 +198,12 @@ class LlavaLegacy(_Llava):
         if not cut:
             return len(self.ids(part, tokenizer))
         ids = tokenizer.call(part, max_length=self.max_length)
-        return sum(id != tokenizer.pad_id for id in ids)
+        return sum(id != _padding(tokenizer) for id in ids)
+
+
+def _padding(tokenizer: Tokenizer) -> int:
+    """What the trainer pads with, whatever the folder says: unk."""
+    return tokenizer.pad_id if tokenizer.unk_id is None else tokenizer.unk_id
 
 
 def _mask(labels: list[int], start: int, stop: int) -> None:

@@ -158,3 +158,21 @@ def _char_of_byte(text: str) -> Sequence[int]:
     for i, char in enumerate(text):
         table += [i] * len(char.encode("utf-8", errors="surrogatepass"))
     return [*table, len(text)]
+
+
+def spaced(pieces: SentencePieces, ids: Iterable[int]) -> str:
+    """The text that the slow tokenizers of InternLM2 and MOSS2 give, special tokens shown.
+
+    The first special token of a run is preceded by a blank, which their chat then kept in its
+    history; `decode` gives back what was encoded.
+    """
+    out, run, special = "", [], False
+    for id in ids:
+        if id not in pieces.names:
+            run.append(id)
+            special = False
+            continue
+        out += "" if special else " "
+        out += pieces.decode(run, skip_special=False) + pieces.names[id]
+        run, special = [], True
+    return out + pieces.decode(run, skip_special=False)

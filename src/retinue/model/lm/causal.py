@@ -35,8 +35,8 @@ class CausalLM(LanguageModel):
         kind = causal_class(config)
         config._attn_implementation = ATTENTION
         shell: Any = kind(config)
-        check_built(shell, name=f"{kind.__name__} ({config.model_type})")
         replace_dynamic(shell, config, kind=rope)
+        check_built(shell, name=f"{kind.__name__} ({config.model_type})")
         self.config = config
         self.base_name = shell.base_model_prefix
         embeddings, head = shell.get_input_embeddings(), shell.get_output_embeddings()

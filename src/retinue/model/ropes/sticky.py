@@ -21,5 +21,6 @@ class StickyRope(DynamicRope):
     longest = 0
 
     def lengths(self, positions_BT: Tensor) -> Tensor:
-        self.longest = max(self.longest, int(positions_BT.max()) + 1)
+        if not positions_BT.is_meta:  # a model without weights meets no requests
+            self.longest = max(self.longest, int(positions_BT.max()) + 1)
         return torch.full_like(positions_BT, self.longest)
