@@ -3,6 +3,8 @@
 Prints the times, the bytes of the language model's matrices, and what is lost: KL(full || few bits)
 of the next-token distributions over the fixture's positions. The fixture has random weights, whose
 logits are all alike; benchmarks/quant_quality.py measures a trained model.
+
+Legend: S positions, V tokens.
 """
 
 from __future__ import annotations
@@ -41,13 +43,18 @@ def divergence(full: Any, other: Any, batch: Batch) -> dict[str, float]:
     """KL(full || other) in nats over all real positions of a batch, and how often both agree."""
     real = batch.segments > 0
     sides = [model.run(batch).logits[real].float().log_softmax(-1) for model in (full, other)]
-    kl = (sides[0].exp() * (sides[0] - sides[1])).sum(-1)
-    entropy = -(sides[0].exp() * sides[0]).sum(-1)
+    return compare(*sides)
+
+
+def compare(full_SV: torch.Tensor, other_SV: torch.Tensor) -> dict[str, float]:
+    """The same of log-probabilities at S positions over V tokens."""
+    kl = (full_SV.exp() * (full_SV - other_SV)).sum(-1)
+    entropy = -(full_SV.exp() * full_SV).sum(-1)
     return {
         "kl_mean": float(kl.mean()),
         "kl_max": float(kl.max()),
         "entropy_mean": float(entropy.mean()),
-        "same_first": float((sides[0].argmax(-1) == sides[1].argmax(-1)).float().mean()),
+        "same_first": float((full_SV.argmax(-1) == other_SV.argmax(-1)).float().mean()),
     }
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import sys
 
 import pytest
 import typer
@@ -122,6 +123,14 @@ def test_doctor_reports_machine_readable(capsys, tmp_path, monkeypatch):
     assert {"python", "torch", "device", "torchvision", "disk", "cache"} <= set(rows)
     assert "for --device auto" in rows["device"]["detail"]
     assert rows["cache"]["state"] == "ok"
+
+
+def test_doctor_names_usable_quants(monkeypatch):
+    from retinue.cli.doctor import quants
+
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    found = quants()
+    assert found.detail.startswith("int4, int8; bnb4: bitsandbytes")
 
 
 def test_doctor_reports_a_broken_package(tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ from retinue.hub.save import save
 from retinue.model.adapters import LoraTarget, add_lora, merge_adapters, save_adapter
 from retinue.model.lm.fused import Twin, inference_twin
 from retinue.model.quant import QUANTS, bnb, canonical
-from retinue.model.quant.base import QuantLinear
+from retinue.model.quant.base import QuantLinear, join
 from retinue.model.quant.swap import Quantizer, dequantize, quantize, quantized
 from retinue.model.retinue import Retinue
 from retinue.processor import Processor
@@ -182,6 +182,23 @@ def test_the_twin_decodes_on_codes(kind: str, folder: Path, full: Any, batch: Ba
         for runner in (model, twin)
     ]
     assert made[0] == made[1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rows", [1, 100])
+def test_joined_layers_are_the_layers(kind: str, rows: int) -> None:
+    """With biases, one of three without; few rows and many."""
+    torch.manual_seed(0)
+    made = QUANTS.get(kind)
+    parts = [nn.Linear(96, width, bias=width != 32) for width in (64, 32, 48)]
+    layers = [made(part.weight, bias=part.bias) for part in parts]
+    x = torch.randn(rows, 96)
+    with torch.no_grad():
+        wanted = torch.cat([layer(x) for layer in layers], -1)
+        found = join(layers)(x)
+        mixed = join([layers[0], parts[1]])(x)
+        assert (mixed - torch.cat([layers[0](x), parts[1](x)], -1)).abs().max() < 1e-6
+    assert (found - wanted).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("kind", KINDS)

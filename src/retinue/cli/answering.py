@@ -72,6 +72,7 @@ def load_model(
     base: str | None = None,
     quant: str | None = None,
     quant_encoders: bool = False,
+    quant_head: bool = False,
     video: str | None = None,
 ) -> tuple[Retinue, Processor]:
     """The model and processor that the options describe."""
@@ -91,6 +92,7 @@ def load_model(
         base=base,
         quant=quant,
         quant_encoders=quant_encoders,
+        quant_head=quant_head,
     )
     return model, with_video(processor, video)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from retinue.cli import answering as opt
-from retinue.cli.common import Device, Quant, QuantEncoders, examples, note, verb
+from retinue.cli.common import Device, Quant, QuantEncoders, QuantHead, examples, note, verb
 from retinue.core.errors import RequestError, RetinueError
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def chat(
     dtype: opt.Dtype = "auto",
     quant: Quant = None,
     quant_encoders: QuantEncoders = False,
+    quant_head: QuantHead = False,
 ) -> None:
     """Talk to a model, with pictures; commands begin with a slash (/help)."""
     for source in image or []:
@@ -97,6 +98,7 @@ def chat(
         base=base,
         quant=quant,
         quant_encoders=quant_encoders,
+        quant_head=quant_head,
         video=video_as,
     )
     talk = Chat(model, processor, params=params, system=system)

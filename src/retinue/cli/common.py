@@ -31,6 +31,10 @@ QuantEncoders = Annotated[
     bool, typer.Option("--quant-encoders", help="With --quant: the encoders' weights too.")
 ]
 
+QuantHead = Annotated[
+    bool, typer.Option("--quant-head", help="With --quant: the output head's weights too.")
+]
+
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
@@ -44,13 +48,13 @@ Overrides = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
-def quant_setting(kind: str | None, *, encoders: bool = False) -> str | None:
+def quant_setting(kind: str | None, *, encoders: bool = False, head: bool = False) -> str | None:
     """What a record of a run says about --quant: the kind's own name. Raises ConfigError."""
     from retinue.model.quant import canonical
 
     if kind is None:
         return None
-    return canonical(kind) + (", encoders too" if encoders else "")
+    return canonical(kind) + ", encoders too" * encoders + ", head too" * head
 
 
 def examples(*commands: str) -> str:

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from retinue.cli import answering as opt
-from retinue.cli.common import Device, Quant, QuantEncoders, examples, note, quant_setting, verb
+from retinue.cli.common import (
+    Device,
+    Quant,
+    QuantEncoders,
+    QuantHead,
+    examples,
+    note,
+    quant_setting,
+    verb,
+)
 
 if TYPE_CHECKING:
     from retinue.decode.loop import Completion, Runner
@@ -63,6 +72,7 @@ def evaluate(
     dtype: opt.Dtype = "auto",
     quant: Quant = None,
     quant_encoders: QuantEncoders = False,
+    quant_head: QuantHead = False,
 ) -> None:
     """Score a model on a JSONL file; run again to go on where it was interrupted."""
     from retinue.core.errors import RetinueError
@@ -96,6 +106,7 @@ def evaluate(
             base=base,
             quant=quant,
             quant_encoders=quant_encoders,
+            quant_head=quant_head,
             video=video_as,
         )
         document = write_result(
@@ -114,7 +125,7 @@ def evaluate(
                 "adapters": adapter or [],
                 "base": base,
                 "video": video_as,
-                "quant": quant_setting(quant, encoders=quant_encoders),
+                "quant": quant_setting(quant, encoders=quant_encoders, head=quant_head),
                 "data": str(data),
                 "rows": opt.identity(data),
                 "scorer": scorer,

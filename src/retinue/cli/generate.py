@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from retinue.cli import answering as opt
-from retinue.cli.common import Device, Quant, QuantEncoders, examples, note, quant_setting, verb
+from retinue.cli.common import (
+    Device,
+    Quant,
+    QuantEncoders,
+    QuantHead,
+    examples,
+    note,
+    quant_setting,
+    verb,
+)
 
 if TYPE_CHECKING:
     from retinue.decode.loop import Runner
@@ -50,6 +59,7 @@ def generate(
     dtype: opt.Dtype = "auto",
     quant: Quant = None,
     quant_encoders: QuantEncoders = False,
+    quant_head: QuantHead = False,
 ) -> None:
     """Answer every row of a JSONL file; run again to go on where it was interrupted."""
     from retinue.decode.sampling import SamplingParams
@@ -78,6 +88,7 @@ def generate(
         base=base,
         quant=quant,
         quant_encoders=quant_encoders,
+        quant_head=quant_head,
         video=video_as,
     )
     counts = write_answers(
@@ -96,7 +107,7 @@ def generate(
             "adapters": adapter or [],
             "base": base,
             "video": video_as,
-            "quant": quant_setting(quant, encoders=quant_encoders),
+            "quant": quant_setting(quant, encoders=quant_encoders, head=quant_head),
         },
     )
     note(f"{counts['answered']} answers in {output} ({counts['kept']} were there)")
