@@ -183,11 +183,11 @@ def part_of(part: Any) -> Part:
 
 def budget_of(part: Mapping[str, Any]) -> int | None:
     """The visual tokens per view that a content entry asks for; RequestError for no number."""
-    budget = part.get("budget")
+    budget = part.get("visual_tokens", part.get("budget"))
     if budget is None or (type(budget) is int and budget >= 1):
         return budget
     raise RequestError(
-        f"a budget {budget!r:.60}", rule="it is a positive number of visual tokens per view"
+        f"visual_tokens: {budget!r:.60}", rule="it is a positive number of visual tokens per view"
     )
 
 

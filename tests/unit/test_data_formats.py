@@ -57,7 +57,7 @@ def test_chat_reads_every_way_to_write_an_image(tmp_path: Path) -> None:
     parts = [
         {"type": "text", "text": "see"},
         {"type": "image", "image": "a.png"},
-        {"type": "image", "path": "b.png", "budget": 9},
+        {"type": "image", "path": "b.png", "visual_tokens": 9},
         {"type": "image", "url": "https://host/c.png"},
         {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}},
     ]
@@ -65,10 +65,11 @@ def test_chat_reads_every_way_to_write_an_image(tmp_path: Path) -> None:
         {"messages": [turn("system", "be brief"), turn("user", parts)]},
         {
             "id": "two",
-            "images": ["x.png", {"path": "y.png"}],
+            "images": ["x.png", {"path": "y.png"}, {"path": "z.png", "visual_tokens": 4}],
+            "visual_tokens": 36,
             "messages": [
                 turn("user", "one <image> of"),
-                turn("user", [{"type": "image"}]),
+                turn("user", [{"type": "image", "visual_tokens": 1}, {"type": "image"}]),
                 turn("assistant", "ok"),
             ],
         },
@@ -84,7 +85,8 @@ def test_chat_reads_every_way_to_write_an_image(tmp_path: Path) -> None:
         "data:image/png;base64,AA==",
     ]
     assert [m.budget for m in media] == [None, 9, None, None]
-    assert [m.name for m in second.media] == ["x.png", "y.png"]
+    assert [m.name for m in second.media] == ["x.png", "y.png", "z.png"]
+    assert [m.budget for m in second.media] == [36, 1, 4]  # the row's, the part's, the entry's
     assert isinstance(second.messages[0].parts[1], Media)
     assert second.messages[0].text == "one  of"
 
@@ -112,7 +114,11 @@ GOOD = [turn("user", "q"), turn("assistant", "a")]
         ({"messages": [turn("user", [{"type": "image", "image": 3}])]}, ["names no image"]),
         (
             {"messages": [turn("user", [{"type": "image", "image": "a", "budget": 0}])]},
-            ["budget", "positive number"],
+            ["visual_tokens: 0", "positive number"],
+        ),
+        (
+            {"messages": GOOD[:1], "images": ["a.png"], "visual_tokens": True},
+            ["visual_tokens: True", "positive number"],
         ),
         ({"messages": [turn("user", "<image>")]}, ["more than 0 places", "for 0 images"]),
         ({"messages": GOOD, "images": ["a.png"]}, ["0 places", "1 images", "add or remove"]),

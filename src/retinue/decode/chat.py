@@ -7,7 +7,9 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from retinue.decode.loop import Runner, stream
+from retinue.decode.auto import AutoBudget
+from retinue.decode.budget import Budget, with_budget
+from retinue.decode.loop import Delta, Runner, stream
 from retinue.decode.prompt import (
     device_of,
     end_ids,
@@ -17,6 +19,7 @@ from retinue.decode.prompt import (
     within_room,
 )
 from retinue.decode.sampling import SamplingParams
+from retinue.decode.tries import Tries, attempt
 from retinue.media.source import Source
 from retinue.media.video import VideoSource
 from retinue.model.lm.fused import inference_twin
@@ -33,7 +36,9 @@ class Chat:
         answer = "".join(chat.ask("And what colour is it?"))
 
     template: a dialect other than the processor's; system: a system prompt other than the
-    dialect's; budget: visual tokens of each picture, None = the model's default.
+    dialect's; budget: visual tokens per view of every picture of the conversation that names none
+    itself, None = the model's default; it may be changed between questions. With an AutoBudget the
+    answer comes once it is sure enough, and `answered_with` says with how many.
     """
 
     def __init__(
@@ -44,12 +49,13 @@ class Chat:
         params: SamplingParams | None = None,
         template: Template | str | Mapping[str, Any] | None = None,
         system: str | None = None,
-        budget: int | None = None,
+        budget: Budget = None,
     ) -> None:
         self.model, self.processor = inference_twin(model), with_template(processor, template)
         self.params = params or SamplingParams()
         self.system, self.budget = system, budget
         self.messages: list[Message] = []
+        self.answered_with: int | None = None
 
     def reset(self) -> None:
         """Forget the exchanges; the system prompt stays."""
@@ -64,25 +70,17 @@ class Chat:
         for a picture that cannot be read and RequestError for a prompt that leaves no room, with
         the history as it was.
         """
-        question = user_message(text, images, videos=videos, budget=self.budget)
+        question = user_message(text, images, videos=videos)
         head = (
             ()
             if self.system is None
             else (Message(role="system", parts=(Text(text=self.system),)),)
         )
         sample = Sample(id="chat", messages=(*head, *self.messages, question))
-        example = self.processor.example(sample)
-        params = within_room(with_stops(self.params, self.processor), self.processor, example)
-        batch = self.processor.collate([example], pad_side="left").to(device_of(self.model))
+        deltas = self.deltas(sample)
         said, ended = "", False
         try:
-            for delta in stream(
-                self.model,
-                batch,
-                params=params,
-                decoder=self.processor,
-                eos_ids=end_ids(self.processor),
-            ):
+            for delta in deltas:
                 piece = delta.text if said else delta.text.lstrip()
                 if piece:
                     said += piece
@@ -93,10 +91,32 @@ class Chat:
                 answer = Message(role="assistant", parts=(Text(text=said.strip()),))
                 self.messages += [question, answer]
 
+    def deltas(self, sample: Sample) -> Iterator[Delta]:
+        """The steps of the answer to a conversation, at this chat's budget."""
+        params = with_stops(self.params, self.processor)
+        if isinstance(self.budget, AutoBudget):
+            tries = Tries(self.model, self.processor, policy=self.budget)
+            first = self.budget.budgets[0]
+            one = attempt(self.processor, sample, budget=first, params=params)
+            yield from tries.stream(one)
+            self.answered_with = one.budget if one.open else None
+            return
+        example = self.processor.example(with_budget(sample, self.budget))
+        batch = self.processor.collate([example], pad_side="left").to(device_of(self.model))
+        self.answered_with = self.budget
+        yield from stream(
+            self.model,
+            batch,
+            params=within_room(params, self.processor, example),
+            decoder=self.processor,
+            eos_ids=end_ids(self.processor),
+        )
+
     def row(self) -> dict[str, Any]:
         """The conversation as one row of chat JSONL; pictures in memory become data URIs."""
         head = [] if self.system is None else [{"role": "system", "content": self.system}]
-        return {"messages": head + [_plain(message) for message in self.messages]}
+        chosen = {"visual_tokens": self.budget} if isinstance(self.budget, int) else {}
+        return {"messages": head + [_plain(message) for message in self.messages], **chosen}
 
 
 def _plain(message: Message) -> dict[str, Any]:
@@ -108,7 +128,7 @@ def _plain(message: Message) -> dict[str, Any]:
         else {
             "type": part.kind,
             part.kind: _named(part.source),
-            **({"budget": part.budget} if part.budget else {}),
+            **({"visual_tokens": part.budget} if part.budget else {}),
         }
         for part in message.parts
     ]

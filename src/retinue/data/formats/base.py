@@ -92,9 +92,11 @@ class Row:
     def media(self, source: Any, field: str, *, budget: Any = None, kind: Kind = "image") -> Media:
         """An image or video named by `source`: a path under the media root, a URL or a data URI.
 
-        A video may also be a list of such names, its frames.
+        A video may also be a list of such names, its frames. budget: its own, else the row's
+        `visual_tokens`.
         """
         if isinstance(source, Mapping):
+            budget = source.get("visual_tokens") if budget is None else budget
             source = source.get("url") or source.get("path")
         if kind == "video" and isinstance(source, list) and source:
             frames = [self.media(one, f"{field}[{i}]") for i, one in enumerate(source)]
@@ -109,17 +111,23 @@ class Row:
                 + (", or a list of frames" if kind == "video" else ""),
                 fix="write it as a string",
             )
-        if budget is not None and (not isinstance(budget, int) or budget < 1):
-            raise self.error(
-                f"{field}.budget",
-                f"{budget!r:.60}",
-                rule="a budget is a positive number of visual tokens",
-                fix="remove it for the model's default",
-            )
+        budget = self.budget(budget, field)
         if source.partition(":")[0] in ("http", "https", "data"):
             return Media(kind=kind, source=source, budget=budget)
         local = source.removeprefix("file://")
         return Media(kind=kind, source=str(self.root / local), name=local, budget=budget)
+
+    def budget(self, own: Any, field: str) -> int | None:
+        """Visual tokens per view: a picture's own, else the row's, else None."""
+        found = self.data.get("visual_tokens") if own is None else own
+        if found is None or (type(found) is int and found > 0):
+            return found
+        raise self.error(
+            "visual_tokens" if own is None else f"{field}: visual_tokens",
+            f"{found!r:.60}",
+            rule="a positive number of visual tokens per view",
+            fix="remove it for the model's default",
+        )
 
     def message(self, role: Role, parts: list[Part], field: str, *, empty: bool) -> Message:
         """A message; an assistant's must say something unless `empty` answers are accepted."""

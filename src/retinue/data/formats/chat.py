@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, get_args
 
@@ -19,7 +20,7 @@ from retinue.text.parts import on_lines
 from retinue.types import Media, Message, Part, Role, Sample
 
 ROLES: dict[str, Role] = {role: role for role in get_args(Role)}
-KNOWN = {"id", "messages", "images"}
+KNOWN = {"id", "messages", "images", "visual_tokens"}
 PART_RULE = 'a part is {"type": "text", "text"}, {"type": "image", "image"|"path"|"url"}, {"type": "video", "video"|"path"|"url"} or {"type": "image_url", "image_url": {"url"}}'  # noqa: E501
 
 
@@ -27,7 +28,8 @@ class Chat:
     """JSONL (or a list) of `messages`: content a string, or text, image, image_url and video parts.
 
     Also accepted: a top-level `images` list, whose members stand where `<image>` placeholders or
-    bare {"type": "image"} parts do. Source: the chat formats of the OpenAI API and transformers.
+    bare {"type": "image"} parts do; `visual_tokens`, a number per view, in a row or a part.
+    Source: the chat formats of the OpenAI API and transformers.
     """
 
     def __init__(self, records: Records, *, root: Path, empty_answers: bool) -> None:
@@ -127,17 +129,25 @@ def _parts(row: Row, content: Any, field: str, waiting: Iterator[Media]) -> Iter
             pieces = split_placeholders(part["text"])
             yield from interleave(pieces, [_next(row, waiting) for _ in pieces[1:]])
         elif kind == "image" and not part.keys() & {"image", "path", "url"}:
-            yield _next(row, waiting)
+            medium = _next(row, waiting)
+            own = _budget(part)
+            yield medium if own is None else replace(medium, budget=row.budget(own, place))
         elif kind == "image":
             key = next(key for key in ("image", "path", "url") if key in part)
-            yield row.media(part[key], f"{place}.{key}", budget=part.get("budget"))
+            yield row.media(part[key], f"{place}.{key}", budget=_budget(part))
         elif kind == "video":
             key = next((key for key in ("video", "path", "url") if key in part), "video")
-            yield row.media(part.get(key), f"{place}.{key}", budget=part.get("budget"), kind=kind)
+            yield row.media(part.get(key), f"{place}.{key}", budget=_budget(part), kind=kind)
         elif kind == "image_url":
-            yield row.media(part.get("image_url"), f"{place}.image_url", budget=part.get("budget"))
+            yield row.media(part.get("image_url"), f"{place}.image_url", budget=_budget(part))
         else:
             raise row.error(place, f"{part!r:.60}", rule=PART_RULE, fix="mend the part")
+
+
+def _budget(part: dict[str, Any]) -> Any:
+    """Visual tokens per view of a part; `budget` is an older name of the field."""
+    found = part.get("visual_tokens")
+    return part.get("budget") if found is None else found
 
 
 def _next(row: Row, waiting: Iterator[Media]) -> Media:

@@ -24,7 +24,7 @@ ROLES: dict[str, Role] = {
     "assistant": "assistant",
     "system": "system",
 }
-KNOWN = {"id", "image", "images", "video", "conversations"}
+KNOWN = {"id", "image", "images", "video", "conversations", "visual_tokens"}
 
 
 class Llava:
