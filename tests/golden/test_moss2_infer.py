@@ -162,7 +162,7 @@ def allowed(logits: Tensor | None, outputs: dict[str, Any]) -> Tensor:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 @torch.inference_mode()
 def test_greedy_ids(case: Path) -> None:
-    """What a model says depends on the request alone, and in the sticky rope on what came before."""
+    """An answer depends on the request alone; with the sticky rope, on what came before it."""
     outputs, _ = read(case)
     for rope in ("sequence", "sticky"):
         model, processor = opened(case, rope=rope)
@@ -245,7 +245,7 @@ def test_keys(case: Path) -> None:
     copies = [name for name in weights if ".vision_tower." in name]
     assert len(copies) == outputs["loading_info"]["n_unexpected"]
     assert set(outputs["loading_info"]["unexpected_sample"]) <= set(copies)
-    assert not found.coverage.missing and not found.coverage.unused
+    assert found.coverage.complete
     assert not any(".vision_tower." in name for name in found.coverage.used)
 
 

@@ -81,7 +81,7 @@ class _Parts:
     origin: dict[str, str] = field(default_factory=dict)
     text: dict[str, Any] = field(default_factory=dict)
     folder: Path | None = None
-    template: str | None = None
+    kind: str | None = None
 
 
 def build(
@@ -184,7 +184,7 @@ def _assembled(
     rows = _fit_vocabulary(parts, words, loaded=section.lm.source is not None, where=where)
     known = words.id_of("<image>")
     image_id = known if known is not None else max(rows, words.vocab_size)
-    spec = {
+    spec: dict[str, Any] = {
         "encoders": parts.specs,
         "connector": section.connector,
         "layout": section.layout or {"kind": "plain"},
@@ -232,7 +232,7 @@ def _language(part: LMPart, parts: _Parts, *, where: str) -> None:
             f"is {found.format}, not a language model", where=part.source, fix="use model.from"
         )
     parts.text = text_fields(found.config)
-    parts.folder, parts.template = found.folder, TEMPLATES.get(found.config["model_type"])
+    parts.folder, parts.kind = found.folder, str(found.config["model_type"])
     parts.origin["lm"] = part.source
     keys = KeyMap(language_rules(found.config))
     weights = language_weights(found.weights, found.config)
@@ -378,8 +378,8 @@ def _processor_spec(section: ModelSection, plan: Plan, parts: _Parts) -> Process
             )
     template = section.template
     if template is None:
-        kind = plan.config.get_text_config().model_type
-        template = parts.template or TEMPLATES.get(kind)
+        kind = parts.kind or plan.config.get_text_config().model_type
+        template = TEMPLATES.get(kind)
         if template is None:
             raise ConfigError(
                 f"no template, and none is documented for {kind}",

@@ -61,8 +61,8 @@ def load(
     architecture's; dtype: of all weights, default that of the files; keep_adapter: a LLaVA LoRA
     stays an adapter instead of being folded into the weights; quant: a format of fewer bits for the
     language model's linear layers (`retinue ls quants`), quant_encoders and quant_head: for these
-    too. Weights change format one by one as they are read; adapters stay on top, unmerged; rope: how
-    a language model with dynamic NTK scaling measures length (`retinue ls ropes`).
+    too. Weights change format one by one as they are read; adapters stay on top, unmerged.
+    rope: how a language model with dynamic NTK scaling measures length (`retinue ls ropes`).
     Raises ConfigError for an unknown format; CheckpointError for folders that are no checkpoint,
     incomplete or truncated, or parts that do not fit each other; EnvError when the hub cannot be
     reached or the package of a format is missing.

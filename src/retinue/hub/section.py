@@ -69,8 +69,8 @@ class ModelSection(Spec):
     """`from` an existing model (its processor may be changed), or `lm`, `encoders`, `connector`.
 
     budget: visual tokens per view by default; scales: with `from`, budgets that its connector is
-    made elastic for; rope: how dynamic NTK scaling measures length; labels, max_tokens: of the processor; base, adapters: as in `load`; seed: of
-    new weights.
+    made elastic for; labels, max_tokens: of the processor; base, adapters, rope: as in `load`;
+    seed: of new weights.
     """
 
     model_config = {**Spec.model_config, "populate_by_name": True}

@@ -78,7 +78,16 @@ def decays_llava(param: Param) -> bool:
     return param.module not in ("LayerNorm", "LlamaRMSNorm") and "bias" not in param.name
 
 
-DECAY: dict[str, Callable[[Param], bool]] = {"matrices": decays_matrix, "llava": decays_llava}
+def decays_moss2(param: Param) -> bool:
+    """LLaVA's rule where the language model has an RMSNorm class of its own, which then decays."""
+    return param.module != "LayerNorm" and "bias" not in param.name
+
+
+DECAY: dict[str, Callable[[Param], bool]] = {
+    "matrices": decays_matrix,
+    "llava": decays_llava,
+    "llava-moss2": decays_moss2,
+}
 
 
 def group_parameters(
