@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +177,8 @@ class Processor(HFProcessing):
         if pixels:
             exact = any(stream.mode == "exact" for stream in self.spec.streams.values())
             load: Any = load_image if exact else load_pixels
+            if self.spec.views.stored:
+                load = partial(load_image, as_stored=True)
             picture = load(media.source, where=where)
             for name, stream in self.spec.streams.items():
                 views[name], grid = self.spec.views.views(picture, stream)

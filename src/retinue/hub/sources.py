@@ -33,6 +33,7 @@ from retinue.convert.translation import Translation
 from retinue.convert.weights import Weights, read_json
 from retinue.core.errors import CheckpointError, ConfigError
 from retinue.core.paths import HubId
+from retinue.hub.flamingo import names_flamingo, open_flamingo
 from retinue.hub.grow import EMBED, added_rows, marker_rows
 from retinue.hub.lora import Lora, read_lora
 from retinue.hub.resolve import resolve
@@ -52,6 +53,7 @@ class Opened:
 
     processor: settings as in processor.json; tokenizer: folder of the tokenizer files;
     default: which template the folder's architecture has, where it names none itself;
+    added, pad: special tokens that its vocabulary is given, and which of them is for padding;
     adapters: folders in PEFT's layout to be put on top, in order.
     """
 
@@ -64,6 +66,8 @@ class Opened:
     notes: list[str] = field(default_factory=list)
     default: str | None = None
     adapters: list[Path] = field(default_factory=list)
+    added: list[str] = field(default_factory=list)
+    pad: str | None = None
 
 
 Encoders = Mapping[str, str | Path] | None
@@ -81,6 +85,8 @@ def open_folder(
 
     own_tower: of a LLaVA that carries its tower, take that copy also where the original would not.
     """
+    if names_flamingo(path):
+        return open_flamingo(path, base=base, encoders=encoders)
     found = detect(resolve(path))
     if found.format == "retinue":
         return _own(found, base=base)

@@ -6,6 +6,7 @@ VIEWS: Registry[type] = Registry(
     "view",
     {
         "single": "retinue.media.whole:Single",
+        "stored": "retinue.media.stored:Stored",
         "pad": "retinue.media.whole:Pad",
         "squash": "retinue.media.whole:Squash",
         "anyres": "retinue.media.anyres:AnyRes",

@@ -57,21 +57,24 @@ def load_image(
     limits: Limits = DEFAULT_LIMITS,
     where: str | None = None,
     draft: int | None = None,
+    as_stored: bool = False,
 ) -> PILImage:
     """Decode a path, http(s) URL, data URI, bytes or PIL image to an upright RGB image.
 
     root: folder of relative paths; where: the sample, for errors; draft: decode a JPEG at a reduced
     scale whose sides are still >= draft pixels (faster, not exact, and the size is the reduced
-    one). Raises MediaError: missing, broken, truncated, or beyond `limits`.
+    one); as_stored: keep the file's own colour mode. Raises MediaError: missing, broken, truncated,
+    or beyond `limits`.
     """
     name = label(source, where=where)
     if isinstance(source, PILImage):
-        return _decode(_checked(source, name=name, limits=limits), name=name)
+        whole = _checked(source, name=name, limits=limits)
+        return _decode(whole, name=name, as_stored=as_stored)
     with open_source(source, root=root, limits=limits, where=where) as file:
         image = _header(file, name=name, limits=limits)
         if draft is not None:
             image.draft("RGB", (draft, draft))
-        return _decode(image, name=name)
+        return _decode(image, name=name, as_stored=as_stored)
 
 
 def load_pixels(
@@ -163,13 +166,13 @@ def _too_large(what: str, *, name: str, limits: Limits) -> MediaError:
     )
 
 
-def _decode(image: PILImage, *, name: str) -> PILImage:
+def _decode(image: PILImage, *, name: str, as_stored: bool = False) -> PILImage:
     """Pixels of an opened image, upright and RGB."""
     turn = UPRIGHT.get(_orientation(image))
     try:
         with _quiet():
             image.load()
-            rgb = _rgb(image)
+            rgb = image if as_stored else _rgb(image)
     except (*DAMAGED, MemoryError) as error:
         raise MediaError(
             "broken or truncated",

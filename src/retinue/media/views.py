@@ -68,6 +68,9 @@ class ViewPolicy(Base):
         super().__init_subclass__(**kwargs)
         cls.Spec = cls
 
+    stored: ClassVar[bool] = False
+    """Whether the policy wants pictures in the colours of their file."""
+
     @abstractmethod
     def views(self, image: Picture, stream: StreamSpec) -> tuple[Tensor, Grid]:
         """Views (V, C, H, W) of an upright RGB picture, and how they are arranged.

@@ -14,6 +14,9 @@ from retinue.core.errors import RequestError
 from retinue.model.spec import Plan
 from retinue.types import Batch, Cache, Grid, Visual
 
+MEDIA = "media"
+"""Attribute of transformers' caches under which `Cache.cross` travels with them."""
+
 
 def batch_from_hf(
     plan: Plan,
@@ -57,7 +60,9 @@ def batch_from_hf(
         position_ids = (segments.cumsum(1) - 1).clamp_min(0)[:, -new:]
     cache = None
     if past is not None:
-        cache = Cache(lm=past, segments_BS=segments[:, :seen] if seen else None)
+        # beams of one prompt show the same pictures: reordering rows leaves the media as they are
+        media = vars(past).setdefault(MEDIA, {})
+        cache = Cache(lm=past, segments_BS=segments[:, :seen] if seen else None, cross=media)
     batch = Batch(
         ids=[f"row {row}" for row in range(rows)],
         tokens=input_ids,

@@ -17,7 +17,7 @@ from retinue.model.encoders import ENCODERS
 from retinue.model.fusions import FUSIONS
 from retinue.model.head import Head, Keep
 from retinue.model.hf_generate import Generation
-from retinue.model.hf_inputs import batch_from_hf
+from retinue.model.hf_inputs import MEDIA, batch_from_hf
 from retinue.model.layouts import LAYOUTS
 from retinue.model.lm import LMS
 from retinue.model.lm.base import LanguageModel
@@ -157,6 +157,7 @@ class Retinue(Generation, PreTrainedModel, GenerationMixin):
         )
         if cache is None and use_cache and labels is None:
             cache = self.new_cache()
+            setattr(cache.lm, MEDIA, cache.cross)
         x_BTD = self.lm.embed(batch.tokens) if inputs_embeds is None else inputs_embeds
         inputs = self.fusion(x_BTD, self.look(batch.visual), batch, cache=cache)
         h_BTD = self.lm(inputs, cache=cache)

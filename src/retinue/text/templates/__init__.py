@@ -29,6 +29,8 @@ TEMPLATES: Registry[Any] = Registry(
         "moss2": f"{_HERE}.chatml:MOSS2",
         "plain": f"{_HERE}.plain:PLAIN",
         "v0_plain": f"{_HERE}.plain:V0_PLAIN",
+        "guanaco": f"{_HERE}.guanaco:GUANACO",
+        "guanaco_no_prompt": f"{_HERE}.guanaco:GUANACO_NO_PROMPT",
         "hf": f"{_HERE}.hf:HfTemplate",
     },
 )
