@@ -15,7 +15,7 @@ from torch import Tensor
 
 from retinue.ops.plan import PREFIX, PREFIX_STOP, ROW, START, STOP
 
-SCORES = 2**17
+SCORES = 2**19
 """Scores (heads x queries x keys) of short pieces handled at once: they should stay in cache."""
 WASTE = 1.2
 """Pieces are batched while padding them to the longest costs at most this factor."""
