@@ -64,8 +64,12 @@ def shrink(recipe: str, folder: Path, *, steps: int = 2) -> Path:
 
 
 def small_model(model: dict[str, Any], tokenizer: Path) -> dict[str, Any]:
-    """Random backbones of the same kinds."""
+    """Random backbones of the same kinds; all budgets that the small grid can meet."""
     model = {**model, "dtype": "fp32"}
+    if "scales" in model:
+        model["scales"] = []
+    if "scales" in model.get("connector", {}):
+        model["connector"] = {**model["connector"], "scales": []}
     if "lm" in model:
         model["lm"], model["tokenizer"] = {"config": LM}, {"from": str(tokenizer)}
     for name, part in model.get("encoders", {}).items():

@@ -82,6 +82,22 @@ def test_llava_values_are_the_original_s():
         assert spec.train.stages[0].optim.betas == (0.9, 0.999)
 
 
+def test_m3_values_are_the_original_s():
+    sft, lora = (compose_run(f"m3-7b/{name}")[1] for name in ("sft", "lora"))
+    (stage,) = sft.train.stages
+    assert (stage.optim.lr, stage.global_batch, stage.epochs) == (2e-5, 128, 1)
+    assert stage.trainable["encoders.**"].full.lr == 2e-5
+    assert (stage.schedule.kind, stage.schedule.warmup) == ("cosine", 0.03)
+    assert lora.train.stages[0].trainable["lm.**"].lora.r == 128
+    assert lora.train.stages[0].trainable["encoders.**"] == "frozen"
+    for spec in (sft, lora):
+        assert spec.model["from"] == "liuhaotian/llava-v1.5-7b"
+        assert spec.model["scales"] == [1, 9, 36, 144, 576]
+        objective = spec.train.stages[0].objective
+        assert (objective.kind, objective.tower, objective.sample) == ("elastic", "trained", None)
+        assert objective.scales == []  # those of the model
+
+
 @pytest.mark.parametrize(
     ("override", "parts"),
     [
