@@ -98,13 +98,17 @@ def load_model(
 
 
 def identity(path: str | Path) -> str | None:
-    """A short mark that changes when a local folder's files or a file do; None for a hub id."""
+    """A short mark that changes when a local folder's files or a file do; None for a hub id.
+
+    A fitted automatic budget is no part of a model: what it decides is a setting of its own.
+    """
     import hashlib
 
     place = Path(path).expanduser()
     if not place.exists():
         return None
     files = [place] if place.is_file() else sorted(f for f in place.iterdir() if f.is_file())
+    files = [file for file in files if file.name != "auto_budget.json"]
     facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return hashlib.blake2b(repr(facts).encode(), digest_size=8).hexdigest()
 

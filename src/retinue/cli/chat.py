@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from retinue.cli import answering as opt
+from retinue.cli import budgets
 from retinue.cli.common import Device, Quant, QuantEncoders, QuantHead, examples, note, verb
 from retinue.core.errors import RequestError, RetinueError
 
 if TYPE_CHECKING:
+    from retinue.decode.budget import Budget
     from retinue.decode.chat import Chat
 
 app = verb()
@@ -24,6 +26,8 @@ HELP = """\
 /image PATH-or-URL   show a picture with the next question (several: repeat)
 /video PATH          the same for a video, or a folder of its frames
 /reset               forget the conversation and its pictures
+/tokens N            visual tokens per view of every picture; auto or default instead of N;
+                     alone: what this model can do
 /system TEXT         another system prompt, in a new conversation
 /save FILE           write the conversation as a row of chat JSONL
 /help                this list
@@ -37,6 +41,7 @@ Read = Callable[[str], str]
         "retinue chat runs/quickstart/model --image photo.jpg",
         "retinue chat runs/quickstart/model --image a.png --image b.png --ask 'What differs?'",
         "retinue chat runs/video/model --video clip.mp4 --ask 'Which way does the circle move?'",
+        "retinue chat mucai/llava-v1.5-7b-m3 --image photo.jpg --visual-tokens 36",
     )
 )
 def chat(
@@ -54,6 +59,8 @@ def chat(
     ] = None,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
     template: opt.Template = None,
+    visual_tokens: budgets.VisualTokens = None,
+    auto_threshold: budgets.AutoThreshold = None,
     max_new_tokens: opt.MaxNewTokens = 512,
     temperature: opt.Temperature = 0.0,
     top_p: opt.TopP = 1.0,
@@ -101,8 +108,13 @@ def chat(
         quant_head=quant_head,
         video=video_as,
     )
-    talk = Chat(model, processor, params=params, system=system)
-    session = Session(talk, images=image or [], videos=video or [])
+
+    def choice(asked: str | None) -> Budget:
+        threshold = auto_threshold if asked == "auto" else None
+        return budgets.chosen(processor, asked, path=path, threshold=threshold)
+
+    talk = Chat(model, processor, params=params, system=system, budget=choice(visual_tokens))
+    session = Session(talk, images=image or [], videos=video or [], choice=choice)
     if ask is not None:
         session.answer(ask)
         return
@@ -143,10 +155,21 @@ def printable(text: str) -> str:
 
 
 class Session:
-    """The loop around a Chat: commands, pictures waiting for their question, output."""
+    """The loop around a Chat: commands, pictures waiting for their question, output.
 
-    def __init__(self, chat: Chat, *, images: list[str], videos: Sequence[str] = ()) -> None:
+    choice: the budget that a word behind /tokens stands for.
+    """
+
+    def __init__(
+        self,
+        chat: Chat,
+        *,
+        images: list[str],
+        videos: Sequence[str] = (),
+        choice: Callable[[str | None], Budget] | None = None,
+    ) -> None:
         self.chat, self.waiting, self.videos = chat, list(images), list(videos)
+        self.choice = choice
 
     def talk(self, read: Read, *, forgiving: bool) -> None:
         """Read lines until an empty one, /quit or the end of input.
@@ -196,6 +219,8 @@ class Session:
         elif name == "/video":
             look_video(rest)
             self.videos.append(rest)
+        elif name == "/tokens":
+            self.tokens(rest)
         elif name == "/reset":
             self.chat.reset()
             self.waiting, self.videos = [], []
@@ -208,6 +233,20 @@ class Session:
             note(HELP)
         else:
             raise RequestError(f"unknown command {name!r}", fix="/help lists the commands")
+
+    def tokens(self, asked: str) -> None:
+        """Set the budget from the next question on, or say what it is and may be."""
+        from retinue.decode.budget import budget_of
+
+        plan = self.chat.processor.plan
+        if asked:
+            word = None if asked == "default" else asked
+            self.chat.budget = self.choice(word) if self.choice else budget_of(plan, word)
+        now = budgets.setting(self.chat.budget)
+        shown = f"{plan.per_view().length} (the default)" if now is None else str(now)
+        known = ", ".join(map(str, plan.budgets)) + ", auto"
+        rest = f"it answers with {known}" if plan.spec.connector.elastic else "it has no choice"
+        note(f"visual tokens per view: {'auto' if isinstance(now, dict) else shown}; {rest}")
 
     def save(self, file: Path) -> None:
         try:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from retinue.cli import answering as opt
+from retinue.cli import budgets
 from retinue.cli.common import (
     Device,
     Quant,
@@ -22,6 +25,7 @@ from retinue.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from retinue.decode.budget import Budget
     from retinue.decode.loop import Completion, Runner
     from retinue.decode.sampling import SamplingParams
     from retinue.eval.questions import Question
@@ -36,6 +40,8 @@ app = verb()
     epilog=examples(
         "retinue eval runs/quickstart/model --data runs/quickstart/data/test.jsonl --baseline",
         "retinue eval runs/mine/model --data mine.jsonl --scorer contains --json mine/result.json",
+        "retinue eval runs/m3/model --data test.jsonl --visual-tokens 1,9,36,144,576,auto --oracle",
+        "retinue eval runs/m3/model --data other.jsonl --fit-auto runs/m3/model",
     ),
 )
 def evaluate(
@@ -55,6 +61,22 @@ def evaluate(
     ] = False,
     failures: Annotated[int, typer.Option(min=0, help="Wrong answers to show.")] = 5,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows.")] = None,
+    visual_tokens: budgets.VisualTokenList = None,
+    auto_threshold: budgets.AutoThreshold = None,
+    oracle: Annotated[
+        bool,
+        typer.Option("--oracle", help="Compare budgets with the best choice for every question."),
+    ] = False,
+    fit_auto: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE|FOLDER",
+            help="Fit the automatic budget on these rows; a model's folder keeps it for itself.",
+        ),
+    ] = None,
+    fit_tolerance: Annotated[
+        float, typer.Option(min=0, help="Score that --fit-auto may lose to the full budget.")
+    ] = 0.005,
     max_new_tokens: opt.MaxNewTokens = 64,
     temperature: opt.Temperature = 0.0,
     top_p: opt.TopP = 1.0,
@@ -109,15 +131,18 @@ def evaluate(
             quant_head=quant_head,
             video=video_as,
         )
-        document = write_result(
+        every = oracle or fit_auto is not None
+        choices = budgets.several(
+            processor, visual_tokens, path=path, threshold=auto_threshold, every=every
+        )
+        write = partial(
+            write_result,
             model,
             processor,
             questions,
-            target,
             params=params,
             batch_size=batch_size,
             skip=on_error == "skip",
-            restart=restart,
             with_baseline=baseline,
             settings={
                 "model": path,
@@ -132,6 +157,13 @@ def evaluate(
                 "limit": limit,
             },
         )
+        if every or len(choices) > 1:
+            document = budgets.compare(
+                choices, target, write=write, title=data.stem, restart=restart
+            )
+        else:
+            (budget,) = choices.values()
+            document = write(target, restart=restart, budget=budget)
     except RetinueError as error:
         with suppress(OSError, RetinueError):  # a full disk is told as what it stopped
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -139,6 +171,19 @@ def evaluate(
         raise
     header, lines = table(document)
     print_table(lines, header=header)
+    if "comparison" in document:
+        from retinue.eval import oracle as curve
+
+        header, lines = curve.table(document["comparison"], oracle=oracle)
+        print_table(lines, header=header)
+        if fit_auto is not None:
+            fixed = [name for name in choices if name != curve.AUTO]
+            budgets.fit(target, fixed, fit_auto, tolerance=fit_tolerance)
+        note(f"result in {target}, the curve in {target.with_name(target.stem)}.curve.png and .csv")
+        return
+    if "visual_tokens" in document:
+        own = document["visual_tokens"]
+        note(f"visual tokens a question: {own['answers']:.1f}, of all tries {own['spent']:.1f}")
     show_failures(target, failures)
     note(f"result in {target}, rows in {rows_path(target)}")
 
@@ -155,8 +200,14 @@ def write_result(
     restart: bool = False,
     with_baseline: bool = False,
     settings: dict[str, Any] | None = None,
+    budget: Budget = None,
+    clock: budgets.Clock | None = None,
+    settled: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Evaluate and write `target`, run.json and the rows beside it; returns the document.
+
+    budget: as in decode; rows then say how many visual tokens were used. clock: measures the
+    answers. settled: a document that is returned as it is if it was made with these settings.
 
     The rows of a run that was interrupted are kept and not asked again. Raises DataError for a row
     that cannot be used unless `skip`, and where every row was skipped; ConfigError if the rows
@@ -166,18 +217,21 @@ def write_result(
     from retinue.core.files import write_json
     from retinue.decode.offline import generate
     from retinue.decode.rows import RowFile
-    from retinue.eval.results import result
+    from retinue.eval.results import mean, result
     from retinue.eval.runner import evaluate as ask
 
-    record = target.with_name(f"{target.stem}.unfinished.json")
-    restart = restart or not record.exists()
-    rows = RowFile(rows_path(target), restart=restart)
-    skips = opt.Skips(target.with_name(f"{target.stem}.errors.jsonl"), restart=restart)
     settings = {
         **(settings or {}),
         "params": params.model_dump(mode="json"),
         "template": processor.spec.template,
+        "visual_tokens": budgets.setting(budget),
     }
+    if settled is not None and settled["settings"] == json.loads(json.dumps(settings)):
+        return settled
+    record = target.with_name(f"{target.stem}.unfinished.json")
+    restart = restart or not record.exists()
+    rows = RowFile(rows_path(target), restart=restart)
+    skips = opt.Skips(target.with_name(f"{target.stem}.errors.jsonl"), restart=restart)
     opt.check_settings(record, settings, rows=rows)
     write_json(record, {"settings": settings})
     known = skips.numbers
@@ -188,17 +242,31 @@ def write_result(
         skips.add(first + number, sample.id, error)
 
     def predict(samples: Iterable[Sample]) -> Iterator[Completion]:
-        return generate(
+        answers = generate(
             model,
             processor,
             samples,
             params=params,
             batch_size=batch_size,
             skipped=refused if skip else None,
+            budget=budget,
+            logprobs=budget is not None,
         )
+        return answers if clock is None else clock.watch(answers)
+
+    def more(answer: Any) -> dict[str, Any]:
+        logprobs = [round(value, 4) for value in answer.logprobs]
+        return {**budgets.row_fields(answer), "logprobs": logprobs}
 
     with opt.progress("eval", total=len(questions), done=first) as shown:
-        made = ask(predict, questions, rows=rows, skipped=known, progress=shown)
+        made = ask(
+            predict,
+            questions,
+            rows=rows,
+            skipped=known,
+            progress=shown,
+            more=None if budget is None else more,
+        )
     if not made:
         raise DataError("no row could be used", where=str(skips.file.path), rule="see that list")
     document = result(
@@ -208,6 +276,11 @@ def write_result(
         skipped=len(skips.rows),
         with_baseline=with_baseline,
     )
+    if budget is not None:
+        document["visual_tokens"] = {
+            "answers": mean([row["visual_tokens_total"] for row in made]),
+            "spent": mean([row["visual_tokens_spent"] for row in made]),
+        }
     for path in {target, target.parent / "run.json"}:
         write_json(path, document)
     record.unlink()

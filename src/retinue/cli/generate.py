@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from retinue.cli import answering as opt
+from retinue.cli import budgets
 from retinue.cli.common import (
     Device,
     Quant,
@@ -21,6 +22,7 @@ from retinue.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from retinue.decode.budget import Budget
     from retinue.decode.loop import Runner
     from retinue.decode.sampling import SamplingParams
     from retinue.processor import Processor
@@ -33,6 +35,7 @@ app = verb()
     epilog=examples(
         "retinue generate runs/quickstart/model --input questions.jsonl --output answers.jsonl",
         "retinue generate llava-hf/llava-1.5-7b-hf --input q.jsonl --output a.jsonl --batch-size 4",
+        "retinue generate runs/m3/model --input q.jsonl --output a.jsonl --visual-tokens auto",
     )
 )
 def generate(
@@ -47,6 +50,8 @@ def generate(
     no_repeat_ngram: opt.NoRepeatNgram = 0,
     stop: opt.Stop = None,
     seed: opt.Seed = 0,
+    visual_tokens: budgets.VisualTokens = None,
+    auto_threshold: budgets.AutoThreshold = None,
     batch_size: opt.BatchSize = 8,
     media_root: opt.MediaRoot = None,
     on_error: opt.OnError = "error",
@@ -101,6 +106,7 @@ def generate(
         media_root=media_root,
         skip=on_error == "skip",
         restart=restart,
+        budget=budgets.chosen(processor, visual_tokens, path=path, threshold=auto_threshold),
         settings={
             "model": path,
             "weights": opt.identity(path),
@@ -124,13 +130,15 @@ def write_answers(
     media_root: Path | None = None,
     skip: bool = False,
     restart: bool = False,
+    budget: Budget = None,
     settings: dict[str, Any] | None = None,
 ) -> dict[str, int]:
     """Answer the rows of `source` into `output`; returns counts.
 
-    Rows already there stay. Beside it: OUTPUT.run.json (settings, counts, versions) and, with
-    `skip`, OUTPUT.errors.jsonl with the rows that could not be used. Raises DataError for such a
-    row otherwise, ConfigError if the rows there were made with other settings.
+    budget: as in decode; rows then say how many visual tokens were used. Rows already there stay.
+    Beside it: OUTPUT.run.json (settings, counts, versions) and, with `skip`, OUTPUT.errors.jsonl
+    with the rows that could not be used. Raises DataError for such a row otherwise, ConfigError if
+    the rows there were made with other settings.
     """
     from retinue.core.errors import DataError
     from retinue.core.files import versions, write_json
@@ -147,6 +155,7 @@ def write_answers(
         **(settings or {}),
         "params": params.model_dump(mode="json"),
         "template": processor.spec.template,
+        "visual_tokens": budgets.setting(budget),
     }
     opt.check_settings(record, settings, rows=rows)
 
@@ -189,6 +198,7 @@ def write_answers(
             params=params,
             batch_size=batch_size,
             skipped=refused if skip else None,
+            budget=budget,
         ):
             place = places[answer.number]
             rows.append(
@@ -197,6 +207,7 @@ def write_answers(
                     "text": answer.text,
                     "tokens": answer.tokens,
                     "finish": answer.finish,
+                    **({} if budget is None else budgets.row_fields(answer)),
                 }
             )
             counts["answered"] += 1

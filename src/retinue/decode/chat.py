@@ -25,7 +25,7 @@ from retinue.media.video import VideoSource
 from retinue.model.lm.fused import inference_twin
 from retinue.processor import Processor
 from retinue.text.template import Template
-from retinue.types import Message, Sample, Text
+from retinue.types import Media, Message, Sample, Text
 
 
 class Chat:
@@ -62,9 +62,15 @@ class Chat:
         self.messages = []
 
     def ask(
-        self, text: str, *, images: Sequence[Source] = (), videos: Sequence[VideoSource] = ()
+        self,
+        text: str,
+        *,
+        images: Sequence[Source | Media] = (),
+        videos: Sequence[VideoSource | Media] = (),
     ) -> Iterator[str]:
         """The answer, piece by piece as it comes, without leading blanks.
+
+        A picture with a budget of its own is given as `Media(source=..., budget=...)`.
 
         Left before its end, what was said so far is the answer in the history. Raises MediaError
         for a picture that cannot be read and RequestError for a prompt that leaves no room, with

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,23 @@ from retinue.types import Example, Media, Message, Text
 
 def user_message(
     text: str,
-    images: Sequence[Source] = (),
+    images: Sequence[Source | Media] = (),
     *,
-    videos: Sequence[VideoSource] = (),
+    videos: Sequence[VideoSource | Media] = (),
     budget: int | None = None,
 ) -> Message:
     """A question behind its pictures (paths, URLs, data URIs, bytes or PIL images), then videos.
 
-    budget: visual tokens of each picture and frame, None = the model's default.
+    budget: visual tokens of each picture and frame, None = the model's default; a picture with a
+    budget of its own is given as Media.
     """
-    media = [Media(source=_source(image), budget=budget) for image in images]
-    media += [Media(kind="video", source=_source(video), budget=budget) for video in videos]
+    media = [
+        one
+        if isinstance(one, Media)
+        else Media(kind="image" if number < len(images) else "video", source=_source(one))
+        for number, one in enumerate([*images, *videos])
+    ]
+    media = [one if one.budget is not None else replace(one, budget=budget) for one in media]
     return Message(role="user", parts=tuple(on_lines([*media, Text(text=text)])))
 
 

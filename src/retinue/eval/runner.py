@@ -45,11 +45,13 @@ def evaluate(
     rows: RowFile | None = None,
     skipped: Iterable[int] = (),
     progress: Callable[[int], None] | None = None,
+    more: Callable[[Any], Row] | None = None,
 ) -> list[Row]:
     """Rows {id, task, scorer, question, references, text, tokens, finish, score, scores} in order.
 
     rows: a file that receives each row as it is made; what it holds already is kept and not asked
-    again. skipped: inputs that an earlier run could not use. Raises DataError for references that
+    again. skipped: inputs that an earlier run could not use. more: further fields of a row, from
+    its answer. Raises DataError for references that
     their scorer cannot read (before anything is asked) and for rows of other questions.
     """
     check_references(list(questions))
@@ -59,7 +61,7 @@ def evaluate(
         first = rows.settled((item.sample.id for item in questions), skipped=set(skipped))
     left = questions[first:]
     for answer in predict(item.sample for item in left):
-        row = judge(left[answer.number], answer)
+        row = {**judge(left[answer.number], answer), **(more(answer) if more else {})}
         made.append(row)
         if rows is not None:
             rows.append(row)
