@@ -25,8 +25,9 @@ TURNS = 6
 VOCABULARY = 512
 ALONE = 0.35
 """Share of the pictures of every kind that are described; the others are asked about."""
-TOLD = 0.5
-"""Share of training pictures, of several objects, that are gone through object by object."""
+TOLD, LOOKING = 0.53, 0.11
+"""Shares of training pictures, of several objects: told object by object; asked about one each."""
+LOOKED_UP = ("colour", "shape", "place", "rec")
 MARK = re.compile(r"<(image|video)>\n")
 SAMPLE = 4000
 """Records whose text is enough to learn the vocabulary from."""
@@ -75,7 +76,9 @@ def make_data(
     mark = folder / "made.json"
     facts = {"pictures": pictures, "asked": asked, "seed": seed, "options": options.model_dump()}
     facts = json.loads(
-        json.dumps({**facts, "turns": turns, "shares": [ALONE, TOLD], "tasks": list(tasks)})
+        json.dumps(
+            {**facts, "turns": turns, "shares": [ALONE, TOLD, LOOKING], "tasks": list(tasks)}
+        )
     )
     facts |= {"film": film} if film != "frames" else {}
     if mark.exists() and json.loads(mark.read_text("utf-8")) == facts:
@@ -109,32 +112,37 @@ def draw_training(
     from retinue.world.tasks import QUICK
 
     options, quick = common["options"], tuple(common["tasks"]) == QUICK
-    told = round(pictures * TOLD) if quick and options.max_objects > 1 else 0
-    write_split(
-        folder,
-        name="train",
-        num_pictures=pictures - told,
-        apart=True,
-        alone=ALONE if quick else None,
-        progress=lambda done, _: progress(done, pictures),
-        **common,
-    )
-    if not told:
-        return
     several = options.model_copy(update={"min_objects": max(2, options.min_objects)})
-    write_split(
-        folder,
-        name="told",
-        num_pictures=told,
-        progress=lambda done, _: progress(pictures - told + done, pictures),
-        **{**common, "options": several, "tasks": ("inventory",)},
-    )
-    both = [json.loads((folder / f"{name}.json").read_text("utf-8")) for name in ("train", "told")]
-    mixed = both[0] + both[1]
-    Random(common["seed"]).shuffle(mixed)
-    (folder / "train.json").write_text(json.dumps(mixed), encoding="utf-8")
-    for suffix in ("json", "jsonl"):
-        (folder / f"told.{suffix}").unlink()
+    parts = {"train": (1.0, options, common["tasks"])}
+    if quick and options.max_objects > 1:
+        parts = {
+            "train": (1 - TOLD - LOOKING, options, common["tasks"]),
+            "told": (TOLD, several, ("inventory",)),
+            "look": (LOOKING, several, LOOKED_UP),
+        }
+    records: list[Any] = []
+
+    def drawn(done: int, _: int) -> None:
+        progress(min(len(records) + done, pictures), pictures)
+
+    for name, (share, world, tasks) in parts.items():
+        path = write_split(
+            folder,
+            name=name,
+            num_pictures=max(1, round(pictures * share)),
+            apart=True,
+            alone=ALONE if quick else None,
+            progress=drawn,
+            **{**common, "options": world, "tasks": tasks},
+        )
+        records += json.loads(path.read_text("utf-8"))
+        if name != "train":
+            for suffix in (".json", ".jsonl"):
+                path.with_suffix(suffix).unlink()
+    progress(pictures, pictures)
+    if len(parts) > 1:
+        Random(common["seed"]).shuffle(records)
+        (folder / "train.json").write_text(json.dumps(records), encoding="utf-8")
 
 
 def pictures_asked(

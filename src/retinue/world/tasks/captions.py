@@ -93,7 +93,7 @@ def _told(thing: Thing, *, scene: Scene, rng: Random, options: WorldOptions) -> 
         f"the {thing.name} is at {box_text(thing.box, scene=scene, options=options)}",
     ]
     if len(scene.having(shape=thing.shape)) == 1:
-        ways += [f"the {thing.shape} is {thing.colour} {place}"] * 2
+        ways += [f"the {thing.shape} is {thing.colour} {place}"] * 3
     if len(scene.having(colour=thing.colour)) == 1:
         ways += [f"the {thing.colour} object is {an(thing.shape)} {place}"] * 2
     return rng.choice(ways)
