@@ -17,12 +17,16 @@ app = verb()
     epilog=examples(
         "retinue convert liuhaotian/llava-v1.5-7b llava-7b --to retinue",
         "retinue convert runs/llava15-7b-align/model llava-out --to llava --tower include",
+        "retinue convert runs/moss2-2b-sft/model out --to llava_moss2 --files bin",
     )
 )
 def convert(
     source: Annotated[str, typer.Argument(help="A folder or hub id in any known format.")],
     target: Annotated[Path, typer.Argument(help="The folder to write.")],
-    to: Annotated[Literal["retinue", "llava", "hf"], typer.Option(help="The format to write.")],
+    to: Annotated[
+        Literal["retinue", "llava", "llava_moss2", "moss2", "hf"],
+        typer.Option(help="The format to write; moss2 is the language model alone."),
+    ],
     base: Annotated[
         str | None, typer.Option(help="What a projector, LoRA or adapter stands on.")
     ] = None,
@@ -37,8 +41,12 @@ def convert(
     ] = None,
     tower: Annotated[
         Literal["auto", "include", "external"],
-        typer.Option(help="For --to llava: write the encoder into the folder?"),
+        typer.Option(help="For both kinds of llava: write the encoder into the folder?"),
     ] = "auto",
+    files: Annotated[
+        Literal["safetensors", "bin", "projector"],
+        typer.Option(help="For the originals' formats: pytorch_model.bin, only mm_projector.bin."),
+    ] = "safetensors",
     as_json: AsJson = False,
 ) -> None:
     """Convert a model folder and report every key that was unused or missing."""
@@ -56,6 +64,7 @@ def convert(
         template=template,
         dtype=names[dtype] if dtype else None,
         tower=tower,
+        files=files,
     )
     if as_json:
         print_json(asdict(report))

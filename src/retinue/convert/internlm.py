@@ -38,7 +38,7 @@ _PARTS = {
     "attention_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
 }
-_GROUPED_RULES: Sequence[Rule] = (
+AS_GROUPED: Sequence[Rule] = (
     Rule("model.tok_embeddings.{rest}", "lm.model.embed_tokens.{rest}"),
     *(
         Rule(f"{_LAYER}{theirs}.{{rest}}", f"{_OURS}{ours}.{{rest}}")
@@ -47,6 +47,7 @@ _GROUPED_RULES: Sequence[Rule] = (
     Rule("model.norm.{rest}", "lm.model.norm.{rest}"),
     Rule("output.{rest}", "lm.lm_head.{rest}"),
 )
+"""InternLM2's and MOSS2's names, `wqkv` in three parts (see `Split` and `joined`)."""
 
 DEFAULTS: dict[str, Any] = {
     "vocab_size": 103168,
@@ -69,7 +70,7 @@ KEPT = ("use_cache", "torch_dtype", "dtype")
 
 def language_rules(config: Mapping[str, Any]) -> Sequence[Rule]:
     """Rules between a language model's own names and ours, by its config's model_type."""
-    return _GROUPED_RULES if config.get("model_type") in GROUPED else AS_LLAMA
+    return AS_GROUPED if config.get("model_type") in GROUPED else AS_LLAMA
 
 
 def language_weights(weights: Weights, config: Mapping[str, Any]) -> Weights:

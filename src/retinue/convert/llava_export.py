@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from retinue.convert.internlm import AS_GROUPED, AS_LLAMA, GROUPED
+from retinue.convert.internlm_export import moss2_fields
 from retinue.convert.keymap import KeyMap
 from retinue.convert.llava import ENCODER, MARKS, llava_keys
 from retinue.convert.nested import BARE, NESTED, SCALES, scale_fields, unwrapped
@@ -17,6 +19,7 @@ CLASSES = {
     "llama": ("llava_llama", "LlavaLlamaForCausalLM"),
     "mistral": ("llava_mistral", "LlavaMistralForCausalLM"),
 }
+MOSS2 = ("llava_moss2", "LlavaMoss2ForCausalLM")
 OWN_TOWER = "vision_tower"
 """Folder beside the weights for a tower that has no public name."""
 
@@ -54,13 +57,18 @@ def projector_type(node: Mapping[str, Any]) -> str:
 
 
 def export_llava(
-    config: RetinueConfig, processor: Mapping[str, Any], *, dtype: str | None, carry_tower: bool
+    config: RetinueConfig,
+    processor: Mapping[str, Any],
+    *,
+    dtype: str | None,
+    carry_tower: bool,
+    moss2: bool = False,
 ) -> dict[str, Any]:
     """config.json as the original reads it. Raises CheckpointError for what it cannot say.
 
     processor: settings as in processor.json; carry_tower: the weights hold the tower, and its
-    sizes stand in `vision_tower/` unless the config came with a tower's name. What an imported
-    config said beyond our words is kept.
+    sizes stand in `vision_tower/` unless the config came with a tower's name; moss2: as
+    `llava_moss2`. What an imported config said beyond our words is kept.
     """
     spec = ModelSpec.parse(config.spec, where="model")
     name, node, take = single_take(spec)
@@ -70,12 +78,14 @@ def export_llava(
     if text.model_type not in CLASSES:
         raise refuse(f"a language model {text.model_type!r}", f"the format has {list(CLASSES)}")
     kept = foreign(config)
-    old = dict(kept["config"]) if kept.get("format") == "llava" else {}
-    kind, cls = CLASSES[text.model_type]
-    base = old or {**text_dict(text), "model_type": kind}
+    named = dict(kept["config"]) if kept.get("format") == "llava" else {}
+    old = named if (named.get("model_type") in GROUPED) == moss2 else {}
+    kind, cls = MOSS2 if moss2 else CLASSES[text.model_type]
+    words = moss2_fields(text, dtype=dtype) if moss2 else text_dict(text)
+    base = old or {**words, "model_type": kind}
     fields = {
         "architectures": [cls],
-        "mm_vision_tower": old.get("mm_vision_tower", OWN_TOWER),
+        "mm_vision_tower": named.get("mm_vision_tower", OWN_TOWER),
         "mm_hidden_size": config.encoders[name].hidden_size,
         "mm_projector_type": projector_type(node),
         "mm_vision_select_layer": take["layer"],
@@ -181,12 +191,13 @@ def text_dict(text: Any) -> dict[str, Any]:
     return fields
 
 
-def export_keys(config: RetinueConfig, *, carry_tower: bool) -> KeyMap:
+def export_keys(config: RetinueConfig, *, carry_tower: bool, moss2: bool = False) -> KeyMap:
     """Rules for the names to write; without `carry_tower` the tower's names have none."""
     spec = ModelSpec.parse(config.spec, where="model")
     name, _, _ = single_take(spec)
     place = NESTED if spec.connector.kind == "elastic" else BARE
-    rules = list(llava_keys(projector=place).rules)
+    language = AS_GROUPED if moss2 else AS_LLAMA
+    rules = list(llava_keys(projector=place, language=language).rules)
     rules = [rule for rule in rules if not rule.template.startswith(f"encoders.{ENCODER}.")]
     if carry_tower:
         rules = [*tower_rules(name, "model.vision_tower.vision_tower."), *rules]

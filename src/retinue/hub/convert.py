@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from retinue.convert import hf_export, llava_export
+from retinue.convert.internlm import AS_GROUPED, joined
+from retinue.convert.internlm_export import moss2_fields
 from retinue.convert.keymap import Coverage, KeyMap
 from retinue.convert.nested import budget_note
 from retinue.convert.pictures import preprocessor_of
 from retinue.convert.translation import foreign
 from retinue.core.errors import CheckpointError, ConfigError
 from retinue.core.files import versions, write_json
-from retinue.hub.files import SHARD_BYTES, whole_folder
+from retinue.hub.files import SHARD_BYTES, BinWriter, ShardWriter, whole_folder
 from retinue.hub.grow import grown, image_token
 from retinue.hub.load import TemplateChoice, load_with_report, make_processor
 from retinue.hub.save import write_settings, write_weights
@@ -33,9 +35,16 @@ from retinue.hub.stream import (
     tied_names,
 )
 from retinue.model.adapters import base_state, merge_adapters
+from retinue.model.spec import RetinueConfig
 from retinue.processor import Processor
 
-Target = Literal["retinue", "llava", "hf"]
+Target = Literal["retinue", "llava", "llava_moss2", "moss2", "hf"]
+Files = Literal["safetensors", "bin", "projector"]
+FORMATS_WITH: dict[Files, tuple[Target, ...]] = {
+    "safetensors": get_args(Target),
+    "bin": ("llava", "llava_moss2", "moss2"),
+    "projector": ("llava", "llava_moss2"),
+}
 TowerChoice = Literal["auto", "include", "external"]
 
 
@@ -66,31 +75,49 @@ def convert(
     dtype: torch.dtype | None = None,
     shard_bytes: int = SHARD_BYTES,
     tower: TowerChoice = "auto",
+    files: Files = "safetensors",
 ) -> ConvertReport:
-    """Write any folder that `load` reads as retinue, original LLaVA or transformers' Llava/Next.
+    """Write any folder that `load` reads as retinue, an original LLaVA or transformers' Llava/Next.
 
-    Weights keep their bits unless `dtype` asks otherwise; adapters are folded in. tower, for llava:
-    `auto` writes it into the checkpoint unless the model came with a separate one that is
-    unchanged. Raises CheckpointError for what the target cannot express; EnvError without room.
+    to: llava_moss2 is LLaVA on MOSS2, moss2 its language model alone. Weights keep their bits
+    unless `dtype` asks otherwise; adapters are folded in. tower, for both kinds of llava: `auto`
+    writes it into the checkpoint unless the model came with a separate one that is unchanged.
+    files: bin writes `pytorch_model.bin`, projector only `mm_projector.bin`. Raises
+    CheckpointError for what the target cannot express; EnvError without room.
     """
-    opened = open_folder(src, base=base, encoders=encoders)
+    if to in get_args(Target) and to not in FORMATS_WITH[files]:
+        raise ConfigError(
+            f"{files} files of {to}", rule=f"only {', '.join(FORMATS_WITH[files])} have them"
+        )
+    own = to in ("llava", "llava_moss2")
+    opened = open_folder(src, base=base, encoders=encoders, own_tower=own)
     processor = make_processor(opened, template=template)
     cover = Coverage(sources={"weights": ", ".join(source.label for source in opened.sources)})
     if opened.adapters:
         tensors = _merged(src, base=base, encoders=encoders, template=template, cover=cover)
     else:
         tensors = _streamed(opened, dtype=dtype, cover=cover)
-    if to == "llava":
-        plan = _to_llava(opened, processor, tensors, tower=tower, dtype=dtype)
+    if own:
+        plan = _to_llava(
+            opened, processor, tensors, tower=tower, dtype=dtype, moss2=to == "llava_moss2"
+        )
+    elif to == "moss2":
+        plan = _to_moss2(opened, processor, dtype=dtype)
     elif to == "hf":
         plan = _to_hf(opened, processor, dtype=dtype)
     elif to == "retinue":
         plan = _to_retinue(opened, processor, dtype=dtype)
     else:
-        raise ConfigError(f"unknown format {to!r}", rule="known: retinue, llava, hf")
+        raise ConfigError(f"unknown format {to!r}", rule=f"known: {', '.join(get_args(Target))}")
     with whole_folder(Path(dst)) as partial:
         state = plan.named(tensors())
-        written = write_weights(state, partial, dtype=dtype, shard_bytes=shard_bytes)
+        writer: ShardWriter | None = None
+        if files == "projector":
+            state = ((name, tensor) for name, tensor in state if is_projector(name))
+            writer = BinWriter(partial, shard_bytes=2**62, stem="mm_projector")
+        elif files == "bin":
+            writer = BinWriter(partial, shard_bytes=shard_bytes)
+        written = write_weights(state, partial, dtype=dtype, shard_bytes=shard_bytes, writer=writer)
         plan.finish(partial)
         facts = {"versions": versions(), "from": {"path": str(src), "format": opened.format}}
         write_json(partial / "provenance.json", facts)
@@ -115,9 +142,17 @@ class _Plan:
     finish: Callable[[Path], None]
     grow: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor
     skip: Callable[[str], bool] = lambda name: False
+    heads: tuple[int, int] | None = None
     notes: list[str] = field(default_factory=list)
 
     def named(self, tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """Names and values of the target; heads: queries and groups of a `wqkv` to be joined."""
+        renamed = self._renamed(tensors)
+        if self.heads is None:
+            return renamed
+        return joined(renamed, heads=self.heads[0], groups=self.heads[1])
+
+    def _renamed(self, tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in tensors:
             if self.skip(name):
                 continue
@@ -177,12 +212,13 @@ def _to_llava(
     *,
     tower: TowerChoice,
     dtype: torch.dtype | None,
+    moss2: bool = False,
 ) -> _Plan:
     config, settings = opened.config, processor.spec.model_dump(mode="json")
     carry = tower == "include" or (tower == "auto" and _tower_changed(opened, tensors))
     named = str(foreign(config).get("config", {}).get("mm_vision_tower", ""))
-    kind = str(dtype).removeprefix("torch.") if dtype else None
-    fields = llava_export.export_llava(config, settings, dtype=kind, carry_tower=carry)
+    kind = _dtype_name(dtype or (language_dtype(opened.sources) if moss2 else None))
+    fields = llava_export.export_llava(config, settings, dtype=kind, carry_tower=carry, moss2=moss2)
     own = fields["mm_vision_tower"] == llava_export.OWN_TOWER
 
     def finish(folder: Path) -> None:
@@ -207,11 +243,45 @@ def _to_llava(
     elif not carry:
         notes.append(f"the tower stays {named!r}, unchanged and outside the checkpoint")
     return _Plan(
-        keys=llava_export.export_keys(config, carry_tower=carry),
+        keys=llava_export.export_keys(config, carry_tower=carry, moss2=moss2),
+        heads=_heads(config) if moss2 else None,
         finish=finish,
         skip=lambda name: not carry and name.startswith("encoders."),
         notes=notes,
     )
+
+
+def _to_moss2(opened: Opened, processor: Processor, *, dtype: torch.dtype | None) -> _Plan:
+    """The language model alone."""
+    own = _dtype_name(dtype or language_dtype(opened.sources))
+    fields = moss2_fields(opened.config.get_text_config(), dtype=own)
+
+    def finish(folder: Path) -> None:
+        write_json(folder / "config.json", fields)
+        write_json(folder / "generation_config.json", _generation(opened))
+        processor.tokenizer.save(folder)
+
+    return _Plan(
+        keys=KeyMap(AS_GROUPED),
+        heads=_heads(opened.config),
+        finish=finish,
+        skip=lambda name: not name.startswith("lm."),
+        notes=["only the language model: encoders and connector are left out"],
+    )
+
+
+def _heads(config: RetinueConfig) -> tuple[int, int]:
+    text = config.get_text_config()
+    return int(text.num_attention_heads), int(text.num_key_value_heads)
+
+
+def _dtype_name(dtype: torch.dtype | None) -> str | None:
+    return str(dtype).removeprefix("torch.") if dtype else None
+
+
+def is_projector(name: str) -> bool:
+    """Whether `mm_projector.bin` has a place for an original's name."""
+    return ".mm_projector." in name or name == "model.image_newline"
 
 
 def _tower_changed(opened: Opened, tensors: Tensors) -> bool:
@@ -233,8 +303,7 @@ def _to_hf(opened: Opened, processor: Processor, *, dtype: torch.dtype | None) -
     rows = max(token + 1, config.get_text_config().vocab_size)
     more = rows - config.get_text_config().vocab_size
     config.get_text_config().vocab_size = rows
-    own = dtype or language_dtype(opened.sources)
-    kind = str(own).removeprefix("torch.") if own else None
+    kind = _dtype_name(dtype or language_dtype(opened.sources))
     fields = hf_export.export_hf(config, settings, dtype=kind, image_token_id=token)
     files = hf_export.processor_files(config, settings, fields)
 

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from retinue.convert.weights import SAFE_INDEX
+from retinue.convert.weights import BIN_INDEX, SAFE_INDEX
 from retinue.core.errors import NO_ROOM, CheckpointError, EnvError
 from retinue.core.files import write_json
 
@@ -118,6 +119,8 @@ class ShardWriter:
     Holds at most `shard_bytes` of tensors (and the one that overflows it).
     """
 
+    stem, suffix, index = "model", ".safetensors", SAFE_INDEX
+
     def __init__(self, folder: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
         self.folder, self.shard_bytes = folder, shard_bytes
         self._held: dict[str, Tensor] = {}
@@ -139,20 +142,39 @@ class ShardWriter:
             self._flush()
         count = len(self._shards)
         if count == 1:
-            self._part(1).rename(self.folder / "model.safetensors")
+            self._part(1).rename(self.folder / f"{self.stem}{self.suffix}")
             return
         table: dict[str, str] = {}
         for number, names in enumerate(self._shards, start=1):
-            final = f"model-{number:05d}-of-{count:05d}.safetensors"
+            final = f"{self.stem}-{number:05d}-of-{count:05d}{self.suffix}"
             self._part(number).rename(self.folder / final)
             table |= dict.fromkeys(names, final)
         index = {"metadata": {"total_size": self._total}, "weight_map": table}
-        write_json(self.folder / SAFE_INDEX, index)
+        write_json(self.folder / self.index, index)
 
     def _part(self, number: int) -> Path:
-        return self.folder / f"part-{number:05d}.safetensors"
+        return self.folder / f"part-{number:05d}{self.suffix}"
 
     def _flush(self) -> None:
         self._shards.append(list(self._held))
-        save_file(self._held, self._part(len(self._shards)), metadata={"format": "pt"})
+        self._write(self._held, self._part(len(self._shards)))
         self._held, self._size = {}, 0
+
+    def _write(self, tensors: dict[str, Tensor], file: Path) -> None:
+        save_file(tensors, file, metadata={"format": "pt"})
+
+
+class BinWriter(ShardWriter):
+    """The same as torch files: `pytorch_model.bin`, or `mm_projector.bin`."""
+
+    suffix, index = ".bin", BIN_INDEX
+
+    def __init__(
+        self, folder: Path, *, shard_bytes: int = SHARD_BYTES, stem: str = "pytorch_model"
+    ) -> None:
+        super().__init__(folder, shard_bytes=shard_bytes)
+        self.stem = stem
+
+    def _write(self, tensors: dict[str, Tensor], file: Path) -> None:
+        # a view would take its whole storage along
+        torch.save({name: tensor.clone() for name, tensor in tensors.items()}, file)

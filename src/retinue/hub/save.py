@@ -86,9 +86,10 @@ def write_weights(
     *,
     dtype: torch.dtype | None,
     shard_bytes: int,
+    writer: ShardWriter | None = None,
 ) -> list[str]:
-    """Stream tensors into safetensors files; returns their names."""
-    writer = ShardWriter(folder, shard_bytes=shard_bytes)
+    """Stream tensors into safetensors files, or to another writer; returns their names."""
+    writer = writer or ShardWriter(folder, shard_bytes=shard_bytes)
     names = []
     for name, tensor in state:
         cast = dtype is not None and tensor.is_floating_point()
