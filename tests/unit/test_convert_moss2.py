@@ -116,7 +116,7 @@ def test_as_plain_llava(case: Path, tmp_path: Path) -> None:
 
 @ids
 def test_projector_file_and_bare_weights(case: Path, tmp_path: Path) -> None:
-    """What the original's stages leave behind: weights without config, tokenizer or language model."""
+    """What the original's stages leave: weights without config, tokenizer or language model."""
     source = bench(case, tmp_path)
     whole, _ = load(source)
     projector = tmp_path / "projector"

@@ -139,6 +139,8 @@ def make_processor(opened: Opened, *, template: TemplateChoice = None) -> Proces
     vocab = int(getattr(config.get_text_config(), "vocab_size", 0) or 0)
     slow = opened.format.startswith("llava") and config.get_text_config().model_type == "llama"
     tokenizer = Tokenizer.load(opened.tokenizer, model_vocab=vocab, slow=slow)
+    if opened.added:
+        tokenizer = tokenizer.with_tokens(opened.added, pad=opened.pad)
     settings = dict(opened.processor)
     if template is not None:
         settings["template"] = chosen(template)
