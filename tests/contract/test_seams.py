@@ -272,6 +272,69 @@ def test_budgets_differ_from_item_to_item() -> None:
     assert out.loss_sum.isfinite()
 
 
+def test_questions_about_one_picture_are_branches_of_a_tree() -> None:
+    """A trunk with a picture and K branches: what K documents are that all repeat the trunk."""
+    net = model({**CLIP, "connector": {"kind": "linear", "of": TAKE}}, {"a": clip()})
+    for weight in net.lm.parameters():
+        weight.data *= 10 if weight.dim() == 2 else 1  # so that what a token sees matters
+    trunk, questions = example("one", 8, [4], [None]), [[7, 8, 9], [11, 4], [12, 13]]
+    alone = []
+    for words in questions:
+        tokens = trunk.tokens + words
+        labels = [IGNORE] * len(trunk.tokens) + words
+        row = collate([replace(trunk, tokens=tokens, labels=labels)], train=True)
+        # the trunk's last token has another target in each document: it is none of the tree's
+        last = len(trunk.tokens) - 1
+        cut = row.supervised[row.supervised != last]  # type: ignore[index]
+        alone.append(net.run(replace(row, supervised=cut)).loss_sum)
+    start = collate([trunk], train=True)
+    tokens = [trunk.tokens + [token for words in questions for token in words]]
+    labels = [[IGNORE] * len(trunk.tokens) + [t for w in questions for t in [*w[1:], IGNORE]]]
+    positions = [*range(len(trunk.tokens))] + [
+        len(trunk.tokens) + at for words in questions for at in range(len(words))
+    ]
+    branches = [0] * len(trunk.tokens) + [k for k, w in enumerate(questions, 1) for _ in w]
+    tree = replace(
+        start,
+        tokens=torch.tensor(tokens),
+        labels=torch.tensor(labels),
+        supervised=(torch.tensor(labels[0]) != IGNORE).nonzero().flatten(),
+        positions=torch.tensor([positions]),
+        segments=torch.ones(1, len(positions), dtype=torch.long),
+        branches=torch.tensor([branches]),
+        cu_seqlens=None,
+    )
+    torch.testing.assert_close(net.run(tree).loss_sum, sum(alone), rtol=1e-5, atol=0)
+    apart = net.run(replace(tree, branches=None)).loss_sum
+    assert not torch.allclose(apart, sum(alone), rtol=1e-3)  # type: ignore[arg-type]
+
+
+def test_items_may_share_a_picture_and_its_encoding() -> None:
+    spec = {**CLIP, "connector": {"kind": "toy-mean", "of": {"kind": "linear", "of": TAKE}}}
+    net = model(spec, {"a": clip()})
+    two = collate([example("two", 8, [4, 4], [None, None])]).visual
+    assert two is not None
+    whole = net.look(two)
+    assert whole is not None
+    shared = replace(
+        two, grids=[two.grids[0]] * 5, budgets=[2, None, 1, 3, 1], shown=[1, 0, 1, 1, 0]
+    )
+    passes: list[int] = []
+    net.encoders["a"].register_forward_hook(lambda m, i, o: passes.append(len(i[0])))
+    words = net.look(shared)
+    assert words is not None
+    assert passes == [2]
+    first, second = whole.x_TD.split(4)
+    expected = [second[:2], first, second[:1], second[:3], first[:1]]
+    assert words.lengths == [len(part) for part in expected]
+    torch.testing.assert_close(words.x_TD, torch.cat(expected))
+    encoded = replace(shared, features=net.connector.encode(net.encode(two)), pixels={})
+    again = net.look(encoded)
+    assert again is not None
+    assert passes == [2, 2]  # the line above; looking at what is encoded runs no encoder
+    torch.testing.assert_close(again.x_TD, words.x_TD)
+
+
 def test_an_encoder_of_ones_own_and_a_layout_with_a_vector() -> None:
     spec = {
         "encoders": {"a": {"kind": "toy-flat"}},
