@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -17,6 +17,7 @@ from retinue.core.errors import CheckpointError
 from retinue.model.quant.swap import Quantizer
 from retinue.model.retinue import Retinue
 from retinue.model.spec import RetinueConfig
+from retinue.ops.malloc import returning_memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,13 +151,14 @@ def fill(
     quantized = quantizer.targets(model) if quantizer else set()
     common = dtype or language_dtype(sources)
     mark = Fingerprint()
-    for name, tensor in stream(sources, wanted, tied, cover):
-        tensor = cast(name, tensor, asked=dtype, common=common)
-        mark.add(name, tensor)
-        if quantizer is not None and name in quantized:
-            quantizer.put(model, name, tensor.to(device))
-        else:
-            place(model, name, tensor.to(device))
+    with returning_memory() if quantizer else nullcontext():
+        for name, tensor in stream(sources, wanted, tied, cover):
+            tensor = cast(name, tensor, asked=dtype, common=common)
+            mark.add(name, tensor)
+            if quantizer is not None and name in quantized:
+                quantizer.put(model, name, tensor.to(device))
+            else:
+                place(model, name, tensor.to(device))
     require_complete(cover, where=where)
     mark.keep(model.config)
     for name, other in tied.items():

@@ -68,7 +68,7 @@ class QuantLinear(nn.Linear):
             y: Tensor = _Frozen.apply(x, self.decode)
         else:
             y = self.multiply(x)
-        return y if self.bias is None else y + self.bias.to(y.dtype)
+        return plus(y, self.bias)
 
     def keep(self, **buffers: Tensor) -> None:
         """Hold tensors that move with the module and keep their dtypes."""
@@ -107,6 +107,25 @@ class Beside:
     def __call__(self, x: Tensor) -> Tensor:
         """(..., I) -> (..., sum of O)."""
         return torch.cat([layer(x) for layer in self.layers], -1)
+
+
+def plus(y: Tensor, bias_O: Tensor | None) -> Tensor:
+    """y with a bias, if there is one, in y's dtype."""
+    return y if bias_O is None else y + bias_O.to(y.dtype)
+
+
+def joined_bias(layers: Sequence[nn.Linear]) -> Tensor | None:
+    """The biases of several layers in a row, zeros where one has none; None where none has."""
+    held = [None if layer.bias is None else layer.bias.detach() for layer in layers]
+    some = next((bias for bias in held if bias is not None), None)
+    if some is None:
+        return None
+    return torch.cat(
+        [
+            some.new_zeros(layer.out_features) if bias is None else bias
+            for layer, bias in zip(layers, held, strict=True)
+        ]
+    )
 
 
 def join(layers: Sequence[nn.Module]) -> Callable[[Tensor], Tensor]:

@@ -11,7 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from retinue.model.quant.base import QuantLinear
+from retinue.model.quant.base import QuantLinear, joined_bias, plus
 from retinue.ops.quantized import (
     FEW,
     Int4,
@@ -88,16 +88,10 @@ class JoinedInt4:
             inputs=codes[0].inputs,
         )
         self.product = few_rows(whole)
-        biases = [layer.bias for layer in layers]
-        self.bias = None
-        if any(bias is not None for bias in biases):
-            zeros = (layer.scale_GO.new_zeros(layer.out_features) for layer in layers)
-            parts = zip(biases, zeros, strict=True)
-            self.bias = torch.cat([(z if b is None else b.detach()).float() for b, z in parts])
+        self.bias_O = joined_bias(layers)
 
     def __call__(self, x: Tensor) -> Tensor:
         """(N, I) -> (N, sum of O)."""
         if self.product is None or len(x) > FEW["int4"]:
             return torch.cat([layer(x) for layer in self.layers], -1)
-        y = self.product(x)
-        return y if self.bias is None else y + self.bias.to(y.dtype)
+        return plus(self.product(x), self.bias_O)
