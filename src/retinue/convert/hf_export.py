@@ -105,7 +105,7 @@ def _takes(spec: ModelSpec) -> tuple[list[dict[str, Any]], bool]:
     below = node.get("of", {})
     takes = [below] if below.get("kind") == "take" else below.get("parts", [])
     plain = node["kind"] == "mlp" and node["depth"] == 2
-    plain = plain and not node.get("out") and not node.get("hidden")
+    plain = plain and not any(node.get(key) for key in ("out", "hidden", "units"))
     leaves = bool(takes) and all(take.get("kind") == "take" for take in takes)
     if not plain or not leaves or below.get("kind") == "sequence":
         raise refuse(

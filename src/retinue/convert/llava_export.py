@@ -48,7 +48,7 @@ def projector_type(node: Mapping[str, Any]) -> str:
     """`mm_projector_type` of a connector node."""
     if node["kind"] == "identity":
         return "identity"
-    plain = node.get("bias", True) and not node.get("out") and not node.get("hidden")
+    plain = node.get("bias", True) and not any(node.get(key) for key in ("out", "hidden", "units"))
     if node["kind"] == "linear" and plain:
         return "linear"
     if node["kind"] == "mlp" and plain:

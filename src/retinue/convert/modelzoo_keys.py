@@ -24,7 +24,11 @@ WRAPPER = "model."
 
 _ATTENTION = {"q": "q", "k": "k", "v": "v", "output": "o"}
 _NORMS = {"norm1": "input_layernorm", "norm3": "post_attention_layernorm"}
-_FFN = {"0.linear_layer": "up_proj", "0.linear_layer_for_glu": "gate_proj", "1.linear_layer": "down_proj"}
+_FFN = {
+    "0.linear_layer": "up_proj",
+    "0.linear_layer_for_glu": "gate_proj",
+    "1.linear_layer": "down_proj",
+}
 
 
 def class_last() -> Op:
@@ -72,7 +76,10 @@ def fixed_tables(config: RetinueConfig) -> Iterable[str]:
 def encoder_rules(number: int, name: str, *, clip: bool) -> list[Rule]:
     """Rules of the number-th encoder."""
     theirs, ours = f"image_model.image_model_list.{number}.0.", f"encoders.{name}.net."
-    embed, layer = f"{theirs}embedding_layer.", f"{theirs}encoder.transformer_encoder.layers.{{n:int}}."
+    embed, layer = (
+        f"{theirs}embedding_layer.",
+        f"{theirs}encoder.transformer_encoder.layers.{{n:int}}.",
+    )
     norm = f"{theirs}encoder.transformer_encoder.norm.{{rest}}"
     table = f"{embed}position_embeddings.weight"
     if clip:
@@ -161,9 +168,7 @@ def text_rules(config: RetinueConfig) -> list[Rule]:
         )
         for a, b in _ATTENTION.items()
     ]
-    rules += [
-        Rule(f"{theirs}{a}.{{rest}}", f"{ours}{b}.{{rest}}") for a, b in _NORMS.items()
-    ]
+    rules += [Rule(f"{theirs}{a}.{{rest}}", f"{ours}{b}.{{rest}}") for a, b in _NORMS.items()]
     fusion = config.spec["fusion"]
     dual = fusion["kind"] == "expert" and fusion.get("mlp", True)
     for a, b in _FFN.items():

@@ -11,6 +11,7 @@ CONNECTORS: Registry[type] = Registry(
         "mlp": "retinue.model.connectors.mlp:Mlp",
         "channel": "retinue.model.connectors.channel:Channel",
         "sequence": "retinue.model.connectors.sequence:Sequence",
+        "drop": "retinue.model.connectors.drop:Drop",
         "pool": "retinue.model.connectors.pool:Pool",
         "perceiver": "retinue.model.connectors.perceiver:Perceiver",
         "elastic": "retinue.model.connectors.elastic:Elastic",

@@ -8,6 +8,7 @@ ENCODERS: Registry[type] = Registry(
         "clip": "retinue.model.encoders.clip:Clip",
         "siglip": "retinue.model.encoders.siglip:Siglip",
         "dinov2": "retinue.model.encoders.dinov2:Dinov2",
+        "plain_vit": "retinue.model.encoders.plain_vit:PlainViT",
         "patches": "retinue.model.encoders.patches:Patches",
     },
 )

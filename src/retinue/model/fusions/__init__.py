@@ -6,6 +6,7 @@ FUSIONS: Registry[type] = Registry(
     "fusion",
     {
         "splice": "retinue.model.fusions.splice:Splice",
+        "expert": "retinue.model.fusions.expert:Expert",
         "cross": "retinue.model.fusions.cross:Cross",
     },
 )

@@ -18,6 +18,7 @@ from retinue.model.ropes.base import replace_dynamic
 from retinue.ops.cross_entropy import linear_cross_entropy
 from retinue.ops.interface import register_attention
 from retinue.ops.plan import plan_cached, plan_documents
+from retinue.ops.route import Routes
 from retinue.types import Cache, LMInputs
 
 ATTENTION = "retinue"
@@ -95,7 +96,9 @@ class CausalLM(LanguageModel):
                 if cache.segments_BS is None
                 else torch.cat([cache.segments_BS, inputs.segments_BT], dim=1)
             )
-        extra = {} if inputs.memory is None else {"memory": inputs.memory}
+        extra: dict[str, Any] = {} if inputs.memory is None else {"memory": inputs.memory}
+        if inputs.visual_BT is not None:
+            extra["routes"] = Routes.of(inputs.visual_BT)
         out = self.base(
             inputs_embeds=inputs.embeds_BTD,
             position_ids=inputs.positions_BT,
