@@ -3,7 +3,8 @@
 Dims XS of `peer` with pictures of 336 px, two samples (--quick: one) of one picture with 576 visual
 tokens and 200 text tokens after it, 90 of them supervised; before it 35 text tokens (short) or 300
 (long). bf16 by autocast over fp32 weights, the tower frozen, forward and backward, no optimizer.
---dims s: language model and tower of 12 layers; --compile: our layers compiled one by one.
+--dims s: language model and tower of 12 layers; --compile: our layers compiled one by one, as
+`parallel.compile: true` does.
 
 five-forwards  vision tower, projector, language model and full logits once per scale, five graphs
                alive until one backward: what M3's code does, on transformers' modules
@@ -159,19 +160,20 @@ def measure(
     batch = peer.packed(examples)
     pixels = peer.pixels(batch, model, dtype=torch.float32)
     make_elastic(model, scales=SCALES)
-    if compiled:
-        for layer in model.lm.layers:
-            layer.compile(dynamic=True)
     sides: dict[str, Any] = {
         PEER: FiveForwards(theirs, batch, pixels, prefix=PREFIXES[name]),
         "packed": Ours(model, examples, objective={"kind": "elastic"}),
         "accumulated": Ours(model, examples, objective={"kind": "elastic", "form": "accumulated"}),
         "single": Ours(model, examples, objective={"kind": "sft"}),
     }
+    peaks = {key: peak_mib(side) for key, side in sides.items()}  # before anything is compiled
+    if compiled:
+        for layer in model.lm.layers:
+            layer.compile(dynamic=True)
     timings = common.alternate(sides, rounds=3)
     memo = {key: side.memo for key, side in sides.items() if key != "single"}
     details: dict[str, Any] = agree(memo, peer=PEER, what=f"{name} prefix")
-    details["peak_mib"] = {key: peak_mib(side) for key, side in sides.items()}
+    details["peak_mib"] = peaks
     return timings, details
 
 
