@@ -73,6 +73,8 @@ def test_tuned(case, name, tuning):
     made = io["generated_ids"]
     ids, mask = rows["left.input_ids"], rows["left.attention_mask"]
     new = {"max_new_tokens": made.shape[1] - ids.shape[1], "no_repeat_ngram_size": 3}
+    if tuning["lora"]:  # PEFT's wrapper keeps from the model that images are cached: words see none
+        model.fusion.spec = model.fusion.spec.model_copy(update={"decoding": "lost"})
     out = generate(model, rows["vision_x"], ids, mask, processor, new)
     ends = {processor.tokenizer.id_of("<|endofchunk|>"), processor.tokenizer.pad_id}
     same_answers(out, made, ids.shape[1], ends)
