@@ -143,6 +143,8 @@ def compare(
     from retinue.eval import oracle
 
     marker = target.with_name(f"{target.stem}.unfinished-curve.json")
+    with writing(marker):
+        marker.parent.mkdir(parents=True, exist_ok=True)
     going_on = marker.exists() and not restart
     write_json(marker, {"choices": list(choices)})
     runs: dict[str, list[Any]] = {}
@@ -197,7 +199,7 @@ def draw(comparison: Mapping[str, Any], path: Path, *, title: str) -> None:
 
 def fit(target: Path, names: Sequence[str], out: Path, *, tolerance: float) -> None:
     """Write the automatic budget fitted on the rows of a comparison, and say what it reaches."""
-    from retinue.core.files import write_json
+    from retinue.core.files import write_json, writing
     from retinue.decode.auto import FILE
     from retinue.decode.rows import RowFile
     from retinue.eval.fit_auto import fit_auto
@@ -208,6 +210,8 @@ def fit(target: Path, names: Sequence[str], out: Path, *, tolerance: float) -> N
     }
     found = fit_auto(fixed(shared(rows)), tolerance=tolerance)
     out = out / FILE if out.is_dir() else out
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out, found.policy.model_dump(mode="json"))
     tries = ", ".join(
         f"{rung.visual_tokens} tokens from {rung.threshold:.3f}" for rung in found.policy.rungs

@@ -163,8 +163,10 @@ def climb(
     for rung in range(len(tries.policy.rungs)):
         left = [number for number in attempts if number not in done]
         left.sort(key=lambda number: -len(attempts[number].example.tokens))
-        for last in (False, True):
-            some = [number for number in left if tries.last(attempts[number], rung) is last]
+        groups: dict[bool, list[int]] = {False: [], True: []}
+        for number in left:
+            groups[tries.last(attempts[number], rung)].append(number)
+        for last, some in groups.items():
             for start in range(0, len(some), size):
                 chosen = some[start : start + size]
                 answered = tries.complete([attempts[n] for n in chosen], rung, last=last)
