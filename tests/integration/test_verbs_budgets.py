@@ -170,8 +170,8 @@ def test_eval_compares_fits_and_uses_the_fitted_budget(folder, rows, tmp_path, c
     assert comparison["auto"]["score"] == pytest.approx(policy["fitted"]["score"], abs=1e-6)
     assert comparison["auto"]["spent"] == pytest.approx(policy["fitted"]["spent"], abs=1e-3)
     assert document["settings"]["visual_tokens"]["auto"]["rungs"] == policy["rungs"]
-    assert len(list(csv.reader((tmp_path / "r.curve.csv").open()))) == 6
-    assert len(list(csv.reader((tmp_path / "r.items.csv").open()))) == 7
+    for name, lines in (("r.curve.csv", 6), ("r.items.csv", 7)):
+        assert len(list(csv.reader((tmp_path / name).read_text("utf-8").splitlines()))) == lines
     assert (tmp_path / "r.curve.png").stat().st_size > 1000
     assert not list(tmp_path.glob("*unfinished*"))
 
