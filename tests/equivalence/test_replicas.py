@@ -31,8 +31,9 @@ def train(recipe: Path, out: Path, *options: str) -> list[dict[str, float]]:
 
 
 @pytest.mark.slow
-def test_two_replicas_train_as_one(tmp_path: Path) -> None:
-    recipe = tiny_recipe.shrink("tiny/quickstart", tmp_path, steps=4)
+@pytest.mark.parametrize("name", ["tiny/quickstart", "tiny/m3"])
+def test_two_replicas_train_as_one(name: str, tmp_path: Path) -> None:
+    recipe = tiny_recipe.shrink(name, tmp_path, steps=4)
     alone = train(recipe, tmp_path / "one")
     shared = train(recipe, tmp_path / "two", "--processes", "2")
     assert len(alone) == len(shared) == 4
