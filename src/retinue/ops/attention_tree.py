@@ -120,7 +120,8 @@ def tree_backward(
             )
         dq[row, :, part.queries] += grads[0]
         for buffer, grad in ((dk, grads[1]), (dv, grads[2])):
-            buffer[row, :, part.keys] += grad.unflatten(1, (G, -1)).sum(2)
+            grad = grad if grad.shape[1] == G else grad.unflatten(1, (G, -1)).sum(2)
+            buffer[row, :, part.keys] += grad
     return dq, dk, dv
 
 
