@@ -102,6 +102,8 @@ def small_source(
 
 
 def small_stage(stage: dict[str, Any], steps: int) -> dict[str, Any]:
-    """The same stage with `steps` updates of two micro-batches of two samples."""
+    """The same stage with `steps` updates of two micro-batches of two samples of the run's data."""
     stage = {key: value for key, value in stage.items() if key != "epochs"}
+    if "data" in stage:
+        stage["data"] = {key: value for key, value in stage["data"].items() if key != "sources"}
     return {**stage, "steps": steps, "global_batch": 4, "micro_batch": 2}

@@ -62,6 +62,11 @@ class Processor(HFProcessing):
     def template(self) -> Template:
         return resolve(self.spec.template)
 
+    def adopt(self, spec: ProcessorSpec) -> None:
+        """Work by other settings from now on, for everyone who holds this processor."""
+        self.spec = spec
+        self.__dict__.pop("template", None)
+
     @property
     def image_id(self) -> int:
         """The placeholder id; the model's config decides."""

@@ -28,6 +28,7 @@ app = verb()
         "retinue train llava15-7b/lora data.sources.0.path=mine.json --out runs/mine",
         "retinue train my.yaml train.stages.sft.steps=100 --device cpu",
         "retinue train llava15-7b/lora --quant bnb4",
+        "retinue train moss2-2b/sft --deepspeed zero2.json",
     ),
 )
 def train_verb(
@@ -40,6 +41,9 @@ def train_verb(
     ] = None,
     device: Device = "auto",
     quant: Quant = None,
+    deepspeed: Annotated[
+        Path | None, typer.Option(help="A DeepSpeed JSON whose settings the recipe takes over.")
+    ] = None,
     processes: Annotated[
         int, typer.Option(min=1, help="Replicas on this machine that share every update (CPU).")
     ] = 1,
@@ -53,6 +57,13 @@ def train_verb(
 
     overrides = [*(overrides or []), *([f"train.quant={quant}"] if quant else [])]
     _, spec = compose_run(recipe, overrides)
+    if deepspeed is not None:
+        from retinue.train.deepspeed import read_deepspeed
+
+        mapped = read_deepspeed(deepspeed, spec)
+        note(str(mapped))
+        overrides = [*mapped.overrides, *overrides]
+        _, spec = compose_run(recipe, overrides)
     again = ["train", recipe, *overrides, "--device", device]
     again += ["--out", str(out)] if out else []
     with replicas(processes, again):

@@ -34,6 +34,14 @@ def prepare(model: Any, *, compute: ComputeSpec) -> None:
             layer.compile(dynamic=True)
 
 
+def unused_sharding(compute: ComputeSpec, *, ranks: int) -> list[str]:
+    """A line on each setting of `parallel` that has no effect on this launch."""
+    asked = [f"shard={compute.shard}"] if compute.shard != "none" else []
+    asked += ["offload=true"] if compute.offload else []
+    why = "one process holds everything" if ranks == 1 else "replicas hold everything each"
+    return [f"parallel.{setting} has no effect here: {why}" for setting in asked]
+
+
 def visual_parameters(model: nn.Module) -> Sequence[nn.Parameter]:
     """Parameters that only pictures reach."""
     return [p for name, p in model.named_parameters() if name.startswith(VISUAL)]

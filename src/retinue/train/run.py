@@ -6,16 +6,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from retinue.core.log import get_logger, print_table
+from retinue.core.log import get_logger, once, print_table
 from retinue.core.seed import stream_seed
 from retinue.data.dataset import Dataset
 from retinue.model.adapters import adapter_names, merge_adapters
 from retinue.model.freeze import HEADER, TrainableTable, apply_rules, plain
+from retinue.processor import ProcessorSpec
 from retinue.train.context import OpenData, Run, RunResult
 from retinue.train.evaluator import Evaluator, SaveModel
 from retinue.train.finish import finish
 from retinue.train.meter import Meter
-from retinue.train.prepare import prepare
+from retinue.train.prepare import prepare, unused_sharding
 from retinue.train.random import seed_all
 from retinue.train.ranks import Ranks
 from retinue.train.record import write_recipe, write_tables, writing
@@ -64,6 +65,7 @@ def run_stages(
     )
     dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
     ranks.share(model)
+    settings = _settings(spec, processor)
     state = find_state(spec, run.checkpoints)
     if first:
         run.checkpoints.clear()
@@ -75,6 +77,8 @@ def run_stages(
     try:
         with run.stop:
             for number, stage in enumerate(spec.train.stages):
+                if settings:  # also of stages that are done: the last one's are saved
+                    processor.adopt(settings[number])
                 if state is None or state.stage <= number:
                     _run_stage(run, number, stage, state)
                     state = None
@@ -84,6 +88,18 @@ def run_stages(
         for sink in run.sinks:
             sink.close()
     return finish(run, save_model=save_model, evaluator=evaluator, dtypes=dtypes)
+
+
+def _settings(spec: RunSpec, processor: Any) -> list[ProcessorSpec]:
+    """What the processor works by in each stage; nothing where no stage changes it."""
+    stages = spec.train.stages
+    if not any(stage.processor for stage in stages):
+        return []
+    own = processor.spec.model_dump(mode="json")
+    return [
+        ProcessorSpec.parse(own | stage.processor, where=f"train.stages.{stage.name}.processor")
+        for stage in stages
+    ]
 
 
 def _run_stage(run: Run, number: int, stage: StageSpec, state: TrainState | None) -> None:
@@ -160,6 +176,8 @@ def _loop(run: Run, number: int, trainer: Trainer, dataset: Dataset) -> None:
 
 def _announce(run: Run, stage: StageSpec, table: TrainableTable, *, packing: str) -> None:
     """Print and store the trainable table; print the arithmetic of a step."""
+    for note in unused_sharding(run.spec.parallel, ranks=run.ranks.size):
+        once(note)
     line = f"stage {stage.name}: global_batch {stage.global_batch}"
     if packing == "none":
         times = accumulation(

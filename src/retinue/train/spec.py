@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from retinue.core.errors import ConfigError
+from retinue.core.registry import nearest
 from retinue.core.spec import Spec
 from retinue.data.spec import DataSpec
 from retinue.model.freeze import LoraRule, Rule
 from retinue.model.quant import canonical
+from retinue.processor import ProcessorSpec
 from retinue.train.idle import IDLE
 from retinue.train.norm import LOSS_NORMS
 from retinue.train.objectives.base import ObjectiveField
@@ -51,7 +53,8 @@ class StageSpec(Spec):
     trainable: pattern -> rule, the last match wins. Either steps or epochs. global_batch: samples
     of an update over all ranks (packs, with packing "window"); micro_batch: samples of a forward.
     idle_visual: what an update without any picture does to the visual weights, see `idle`.
-    data: what differs from the run's `data`.
+    data: what differs from the run's `data`; processor: what differs from the model's processor
+    (template, labels, views, …). The model is saved with the settings of its last stage.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
@@ -68,6 +71,21 @@ class StageSpec(Spec):
     loss_norm: Annotated[str, AfterValidator(_loss_norm)] = "tokens"
     idle_visual: Annotated[str, AfterValidator(_idle)] = "still"
     data: dict[str, Any] = Field(default_factory=dict)
+    processor: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("processor")
+    @classmethod
+    def _settings(cls, changes: dict[str, Any]) -> dict[str, Any]:
+        for name in changes:
+            if name not in ProcessorSpec.model_fields:
+                hint = nearest(name, list(ProcessorSpec.model_fields))
+                known = ", ".join(ProcessorSpec.model_fields)
+                raise ValueError(
+                    f"unknown setting {name!r}; "
+                    + (f"did you mean {hint!r}? " if hint else "")
+                    + f"(known: {known})"
+                )
+        return changes
 
     @model_validator(mode="after")
     def _one_length(self) -> StageSpec:
@@ -108,10 +126,17 @@ class TrainSpec(Spec):
 
 
 class ComputeSpec(Spec):
-    """How a layer is run: activation full = recomputed in the backward; compile = per layer."""
+    """How a layer is run: activation full = recomputed in the backward; compile = per layer.
+
+    shard: what several processes are to divide among them, state = gradients and moments, full =
+    weights too; offload: keep what is divided in main memory. Both are declared for launches that
+    shard; one process and replicas hold everything, and training says so.
+    """
 
     activation: Literal["none", "full"] = "none"
     compile: bool = False
+    shard: Literal["none", "state", "full"] = "none"
+    offload: bool = False
 
 
 class CheckpointSpec(Spec):
