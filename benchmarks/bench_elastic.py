@@ -170,7 +170,9 @@ def measure(
     if compiled:
         for layer in model.lm.layers:
             layer.compile(dynamic=True)
-    timings = common.alternate(sides, rounds=3)
+    timings = common.alternate(
+        sides, rounds=3, warmup=int(compiled)
+    )  # the peaks warmed eager sides
     memo = {key: side.memo for key, side in sides.items() if key != "single"}
     details: dict[str, Any] = agree(memo, peer=PEER, what=f"{name} prefix")
     details["peak_mib"] = peaks
