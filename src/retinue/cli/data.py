@@ -34,6 +34,7 @@ MediaRoot = Annotated[str | None, typer.Option(help="Folder of relative media pa
 @app.command(
     epilog=examples(
         "retinue data check chat.jsonl --media-root images",
+        "retinue data check llava_v1_5_mix665k.json --media-root playground/data --fix-suffix",
         "retinue data check llava15-7b/sft --model runs/llava15-7b-align/model --report out.json",
     )
 )
@@ -44,15 +45,32 @@ def check(
     media_root: MediaRoot = None,
     report: Annotated[Path | None, typer.Option(help="Write all findings here, as JSON.")] = None,
     decode: Annotated[bool, typer.Option(help="Decode every picture, not only headers.")] = True,
+    fix_suffix: Annotated[
+        bool, typer.Option(help="Write pictures there under another suffix (.png for .jpg) anew.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Find missing or broken pictures, wrong placeholders, samples without target; 3 if any."""
+    from dataclasses import replace
+
     from rich.console import Console
 
     from retinue.data.check import check as check_data
+    from retinue.data.tree import MediaTree
 
     spec, own_model = data_spec(source, overrides or [], media_root=media_root)
+    tree = MediaTree(spec) if media_root or fix_suffix else None
+    if tree is not None and fix_suffix:
+        done = [reason for _, reason in tree.fix()]
+        note(f"written anew under the wanted suffix: {done.count(None)} of {len(done)}")
     found = check_data(spec, processor_of(model or own_model), decode=decode)
+    if tree is not None:
+        found = replace(found, folders=tree.report())
+        waiting = sum(row.other_suffix for row in found.folders)
+        if waiting:
+            note(
+                f"{waiting} pictures are there under another suffix: --fix-suffix writes them anew"
+            )
     if as_json:
         print_json(found.json())
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -38,12 +38,25 @@ class SourceReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FolderReport:
+    """A folder below a media root: files that records want, those there, there under another
+    suffix, and missing; examples: the first missing ones."""
+
+    folder: str
+    wanted: int
+    found: int
+    other_suffix: int
+    missing: int
+    examples: list[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CheckReport:
     """The result of `check`. Quantile tables are empty where nothing was measured.
 
     truncated: samples above max_tokens; duplicates: ids that occur more than once (no problem in
     itself); packing: budget, packs, samples_per_pack, and the share of useful positions `packed`
-    and `padded` (micro-batches of 8).
+    and `padded` (micro-batches of 8); folders: of the media root, where it was looked through.
     """
 
     sources: list[SourceReport]
@@ -56,6 +69,7 @@ class CheckReport:
     image_tokens: dict[str, float]
     pictures: dict[str, float]
     packing: dict[str, float]
+    folders: list[FolderReport] = field(default_factory=list)
 
     @property
     def problems(self) -> list[Problem]:
@@ -79,6 +93,8 @@ class CheckReport:
             kinds = ", ".join(f"{count} {kind}" for kind, count in source.kinds.items())
             sources.add_row(source.path, f"{source.records}", f"{source.pictures}", kinds or "none")
         yield sources
+        if self.folders:
+            yield self._folders()
         rows = {
             "tokens per sample": self.tokens,
             "targets per sample": self.targets,
@@ -109,6 +125,13 @@ class CheckReport:
             yield Text(f"... and {len(self.problems) - SHOWN} more problems (all in the JSON)")
         verdict = f"{self.good} of {self.records} samples are fit for training"
         yield Text(verdict, style="green" if self.ok else "bold red")
+
+    def _folders(self) -> Table:
+        table = Table("folder", "wanted", "found", "other suffix", "missing", title="Media root")
+        for row in self.folders:
+            counts = (row.wanted, row.found, row.other_suffix, row.missing)
+            table.add_row(row.folder, *(f"{count}" for count in counts))
+        return table
 
 
 def quantiles(values: Sequence[int]) -> dict[str, float]:
