@@ -67,7 +67,9 @@ def shard_files(folder: Path) -> list[Path]:
             fix="add them to their base with the original's tools",
         )
     total = len(found) if kind == "Meta's" else int(found[0].split("-of-")[1][:2])
-    form = "consolidated.{:02d}.pth" if kind == "Meta's" else "consolidated.{:02d}-of-{:02d}.model.pth"
+    form = (
+        "consolidated.{:02d}.pth" if kind == "Meta's" else "consolidated.{:02d}-of-{:02d}.model.pth"
+    )
     wanted = [form.format(rank, total) for rank in range(total)]
     lost = [name for name in wanted if name not in found]
     if lost or len(found) != total:

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from retinue.convert.consolidated import shard_files
 from retinue.convert.internlm import FOREIGN_LMS
+from retinue.convert.modelzoo_find import find_modelzoo, is_pair
 from retinue.convert.weights import Weights, read_json
 from retinue.core.errors import CheckpointError
 
@@ -20,6 +22,9 @@ Format = Literal[
     "causal-lm",
     "vision-tower",
     "peft-adapter",
+    "mm_simple",
+    "hf-pair",
+    "sphinx",
 ]
 
 TOWERS = {
@@ -58,7 +63,7 @@ def detect(folder: Path) -> Found:
     config = json_if_there(folder / "config.json")
     adapter = json_if_there(folder / "adapter_config.json")
     weights = Weights.of(folder)
-    kind = _format(folder, config, adapter, weights)
+    kind = "sphinx" if shard_files(folder) else _format(folder, config, adapter, weights)
     if kind is None:
         raise CheckpointError(
             f"no checkpoint that retinue knows ({_summary(folder, config)})",

@@ -9,7 +9,7 @@ Legend: H heads, K head width, E experts, F hidden rows of one expert, D model w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -55,7 +55,9 @@ def text_config(args: Mapping[str, Any], weights: Weights, *, where: str) -> dic
         )
     for name in ("tok_embeddings.weight", "output.weight", "layers.0.attention.wq.weight"):
         if name not in weights:
-            raise CheckpointError(f"no {name}", where=where, rule="every model of the format has it")
+            raise CheckpointError(
+                f"no {name}", where=where, rule="every model of the format has it"
+            )
     layout = experts_layout(weights)
     rows, dim = weights.shape("tok_embeddings.weight")
     layers = 1 + max(int(n.split(".")[1]) for n in weights if n.startswith("layers."))
@@ -151,8 +153,9 @@ def _linear(
     theirs: str, ours: str, *, heads: int | None, text: Any, names: Weights | None
 ) -> list[Group]:
     read, write = (_identity, _identity) if heads is None else (_halves(heads), _pairs(heads))
-    biased = text.attention_bias if ".attention." in theirs else getattr(text, "mlp_bias", False)
-    leaves = ["weight", *(["bias"] if biased else [])] if text.model_type == "llama" else ["weight"]
+    kind = "attention_bias" if ".attention." in theirs else "mlp_bias"
+    biased = bool(getattr(text, kind, False))
+    leaves = ["weight", *(["bias"] if biased else [])]
     found = []
     for leaf in leaves:
         raw: tuple[str, ...] = (f"{theirs}.{leaf}",)
@@ -198,20 +201,20 @@ def _experts(theirs: str, ours: str, text: Any, layout: Experts) -> list[Group]:
         Group(
             (*(f"{e}w1.weight" for e in each), *(f"{e}w3.weight" for e in each)),
             up,
-            read=lambda t: [torch.cat([torch.stack(_list(t[:number])), torch.stack(_list(t[number:]))], 1)],
+            read=lambda t: [torch.cat([_stack(t[:number]), _stack(t[number:])], dim=1)],
             write=lambda t: [part for half in t[0].chunk(2, dim=1) for part in half.unbind()],
         ),
         Group(
             tuple(f"{e}w2.weight" for e in each),
             down,
-            read=lambda t: [torch.stack(_list(t))],
+            read=lambda t: [_stack(t)],
             write=lambda t: list(t[0].unbind()),
         ),
     ]
 
 
-def _list(tensors: Sequence[Tensor]) -> list[Tensor]:
-    return list(tensors)
+def _stack(tensors: Tensors) -> Tensor:
+    return torch.stack(list(tensors))
 
 
 def _only(tensors: Tensors) -> Tensor:

@@ -37,6 +37,7 @@ from retinue.hub.flamingo import names_flamingo, open_flamingo
 from retinue.hub.grow import EMBED, added_rows, marker_rows
 from retinue.hub.lora import Lora, read_lora
 from retinue.hub.resolve import resolve
+from retinue.hub.sphinx import open_sphinx
 from retinue.hub.stream import Source
 from retinue.hub.towers import find_tower
 from retinue.model.encoders import ENCODERS
@@ -92,6 +93,13 @@ def open_folder(
         return _own(found, base=base)
     if found.format in ("hf-llava", "hf-llava-next"):
         return _hf(found)
+    if found.format in ("mm_simple", "hf-pair"):
+        from retinue.hub.modelzoo import open_modelzoo, open_pair
+
+        zoo = found.format == "mm_simple"
+        return open_modelzoo(found) if zoo else open_pair(found, encoders=encoders)
+    if found.format == "sphinx":
+        return open_sphinx(found.folder, base=base)
     if found.format == "peft-adapter":
         opened = open_folder(_base(found, base), encoders=encoders)
         opened.adapters.append(found.folder)

@@ -9,6 +9,9 @@ VIEWS: Registry[type] = Registry(
         "stored": "retinue.media.stored:Stored",
         "pad": "retinue.media.whole:Pad",
         "squash": "retinue.media.whole:Squash",
+        "quad": "retinue.media.quad:Quad",
+        "nine": "retinue.media.quad:Nine",
+        "accessory": "retinue.media.accessory:Accessory",
         "anyres": "retinue.media.anyres:AnyRes",
     },
 )

@@ -23,7 +23,6 @@ from retinue.model.lm import LMS
 from retinue.model.lm.base import LanguageModel
 from retinue.model.quant.swap import refuse_quantized
 from retinue.model.spec import Plan, RetinueConfig
-from retinue.ops.pixels import normalize
 from retinue.types import Batch, Cache, Output, Visual, VisualTokens
 
 
@@ -98,9 +97,7 @@ class Retinue(Generation, PreTrainedModel, GenerationMixin):
                 continue
             shape = self.plan.shapes[name]
             first = next(encoder.parameters())
-            pixels_NCHW = normalize(
-                visual.pixels[shape.stream], mean=shape.mean, std=shape.std, dtype=first.dtype
-            )
+            pixels_NCHW = encoder.pixels(visual.pixels[shape.stream], dtype=first.dtype)  # type: ignore[operator]
             trained = any(parameter.requires_grad for parameter in encoder.parameters())
             with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
                 found = encoder(pixels_NCHW, layers=layers)

@@ -74,6 +74,26 @@ def unpad_slices(
     return slice(0, rows), slice(border, cols - border)
 
 
+def empty_tiles(size: tuple[int, int], *, rows: int, cols: int) -> list[bool]:
+    """For each tile, row by row, whether it shows only padding.
+
+    size: (height, width) of a picture padded, in the middle, to the shape of rows x cols tiles.
+    """
+    height, width = size
+    tall, wide = height * cols, width * rows  # the picture's sides in tiles, up to one factor
+    high, across = (rows, cols * wide / tall) if tall >= wide else (rows * tall / wide, cols)
+
+    def outside(place: int, number: int, filled: float) -> bool:
+        edge = (number - filled) / 2
+        return place + 1 <= edge or place >= number - edge
+
+    return [
+        outside(row, rows, high) or outside(col, cols, across)
+        for row in range(rows)
+        for col in range(cols)
+    ]
+
+
 def interpolate_positions(
     table_LD: Tensor,
     *,

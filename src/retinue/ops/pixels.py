@@ -35,6 +35,18 @@ def normalize(
     return _plain(pixels_NCHW, mean=mean, std=std, rescale=rescale).to(dtype)
 
 
+def renormalize(
+    pixels_NCHW: Tensor,
+    *,
+    old: tuple[Sequence[float], Sequence[float]],
+    new: tuple[Sequence[float], Sequence[float]],
+) -> Tensor:
+    """Floats normalised with the (mean, std) `old` -> the same picture normalised with `new`."""
+    mean, std = (_per_channel(values, pixels_NCHW) for values in old)
+    other_mean, other_std = (_per_channel(values, pixels_NCHW) for values in new)
+    return (pixels_NCHW * std + mean - other_mean) / other_std
+
+
 def _plain(
     pixels_NCHW: Tensor, *, mean: Sequence[float], std: Sequence[float], rescale: float
 ) -> Tensor:

@@ -85,6 +85,7 @@ LABELS: Registry[type[LabelPolicy]] = Registry(
     {
         "assistant": "retinue.text.labels:Assistant",
         "prompt": "retinue.text.labels:Prompt",
+        "accessory": "retinue.text.accessory:AccessoryDialog",
         "llava-v1": "retinue.text.llava:LlavaV1",
         "llava-llama2": "retinue.text.llava:LlavaLlama2",
         "llava-mpt": "retinue.text.llava:LlavaMpt",

@@ -17,11 +17,12 @@ class Dense(nn.Linear):
 
 
 class LinearSpec(UnarySpec):
-    """`out`: output width; absent = the language model's."""
+    """`out`: output width; absent = the language model's. `norm`: a LayerNorm follows."""
 
     kind: Literal["linear"] = "linear"
     out: int | None = None
     bias: bool = True
+    norm: bool = False
 
     def width(self, shapes: Mapping[str, EncoderShape], lm_width: int) -> int:
         return self.out or lm_width
@@ -37,7 +38,8 @@ class Linear(Unary):
         self.net: Any = Dense(
             spec.of.width(shapes, lm_width), spec.width(shapes, lm_width), bias=spec.bias
         )
+        self.norm = nn.LayerNorm(spec.width(shapes, lm_width)) if spec.norm else nn.Identity()
 
     def map(self, x_NLD: Tensor) -> Tensor:
-        found: Tensor = self.net(x_NLD)
+        found: Tensor = self.norm(self.net(x_NLD))
         return found

@@ -9,6 +9,8 @@ ENCODERS: Registry[type] = Registry(
         "siglip": "retinue.model.encoders.siglip:Siglip",
         "dinov2": "retinue.model.encoders.dinov2:Dinov2",
         "plain_vit": "retinue.model.encoders.plain_vit:PlainViT",
+        "convnext": "retinue.model.encoders.convnext:ConvNext",
+        "blip2": "retinue.model.encoders.blip2:Blip2",
         "patches": "retinue.model.encoders.patches:Patches",
     },
 )

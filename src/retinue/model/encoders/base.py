@@ -8,11 +8,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Annotated, Any, ClassVar
 
+import torch
 from pydantic import BeforeValidator, SerializeAsAny
 from torch import Tensor, nn
 
 from retinue.core.spec import Spec
 from retinue.model.encoders import ENCODERS
+from retinue.model.encoders.adapt import Adapt
+from retinue.ops.pixels import normalize
 from retinue.types import Features
 
 
@@ -36,12 +39,16 @@ class EncoderShape(Spec):
 
 
 class EncoderSpec(Spec):
-    """What a YAML file says of an encoder; sizes come from the backbone's own config."""
+    """What a YAML file says of an encoder; sizes come from the backbone's own config.
+
+    adapt: steps from the pixels of its stream to what it reads, where the two differ.
+    """
 
     kind: str
     stream: str = "rgb"
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
+    adapt: Adapt | None = None
 
     @abstractmethod
     def shape(self, config: Any) -> EncoderShape:
@@ -60,6 +67,15 @@ class Encoder(nn.Module):
     def __init__(self, spec: EncoderSpec, config: Any) -> None:
         super().__init__()
         self.spec, self.shape = spec, spec.shape(config)
+
+    def pixels(self, stream_NCHW: Tensor, *, dtype: torch.dtype) -> Tensor:
+        """What this encoder reads, from the pixels of its stream: grey levels, or floats."""
+        mean, std = self.shape.mean, self.shape.std
+        if self.spec.adapt is None:
+            return normalize(stream_NCHW, mean=mean, std=std, dtype=dtype)
+        plain = normalize(stream_NCHW, mean=mean, std=std)
+        final = stream_NCHW.is_floating_point()
+        return self.spec.adapt(plain, final=final, mean=mean, std=std).to(dtype)
 
     @abstractmethod
     def forward(self, pixels_NCHW: Tensor, *, layers: tuple[int, ...]) -> dict[int, Features]:

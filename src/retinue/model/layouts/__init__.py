@@ -6,6 +6,7 @@ LAYOUTS: Registry[type] = Registry(
     "layout",
     {
         "plain": "retinue.model.layouts.plain:Plain",
+        "bracket": "retinue.model.layouts.bracket:Bracket",
         "newline": "retinue.model.layouts.newline:Newline",
     },
 )
