@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import typer
 
@@ -12,19 +12,39 @@ from retinue.cli.common import AsJson, examples, pairs, print_json, verb
 
 app = verb()
 
+ALWAYS = ("vision-tower", "causal-lm")
+"""Formats that are parts of a model, which `retinue build` reads."""
+
+
+def show_pairs(wanted: bool) -> None:
+    """Print every pair of formats, and end."""
+    if not wanted:
+        return
+    from retinue.convert.detect import Format
+    from retinue.hub.convert import Target
+
+    sources = [name for name in get_args(Format) if name not in ALWAYS]
+    for source in sources:
+        typer.echo(f"{source:16} -> {', '.join(get_args(Target))}")
+    typer.echo("hf-pair is ModelZoo's image_model/ beside text_model/; mm_simple its checkpoint.")
+    typer.echo("What a target cannot express is refused by name before anything is written.")
+    raise typer.Exit
+
 
 @app.command(
     epilog=examples(
         "retinue convert liuhaotian/llava-v1.5-7b llava-7b --to retinue",
         "retinue convert runs/llava15-7b-align/model llava-out --to llava --tower include",
         "retinue convert runs/moss2-2b-sft/model out --to llava_moss2 --files bin",
+        "retinue convert folder-with-image_model-and-text_model out --to mm_simple",
+        "retinue convert --list",
     )
 )
 def convert(
     source: Annotated[str, typer.Argument(help="A folder or hub id in any known format.")],
     target: Annotated[Path, typer.Argument(help="The folder to write.")],
     to: Annotated[
-        Literal["retinue", "llava", "llava_moss2", "moss2", "hf"],
+        Literal["retinue", "llava", "llava_moss2", "moss2", "hf", "mm_simple", "hf-pair"],
         typer.Option(help="The format to write; moss2 is the language model alone."),
     ],
     base: Annotated[
@@ -47,6 +67,20 @@ def convert(
         Literal["safetensors", "bin", "projector"],
         typer.Option(help="For the originals' formats: pytorch_model.bin, only mm_projector.bin."),
     ] = "safetensors",
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Folder of a tokenizer, for sources that have none.")
+    ] = None,
+    release: Annotated[
+        str, typer.Option(help="For --to mm_simple: the format's version, 2.3 to 2.9.")
+    ] = "2.9",
+    exact: Annotated[
+        bool,
+        typer.Option(help="For --to mm_simple: repeat the original converter's defects."),
+    ] = False,
+    pairs_only: Annotated[
+        bool,
+        typer.Option("--list", is_eager=True, callback=show_pairs, help="Show all pairs; end."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Convert a model folder and report every key that was unused or missing."""
@@ -65,6 +99,9 @@ def convert(
         dtype=names[dtype] if dtype else None,
         tower=tower,
         files=files,
+        tokenizer=tokenizer,
+        release=release,
+        exact=exact,
     )
     if as_json:
         print_json(asdict(report))

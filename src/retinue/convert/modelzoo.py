@@ -153,7 +153,8 @@ def encoder_fields(data: Any, *, where: str) -> tuple[str, dict[str, Any], int]:
     f.only("stochastic_depth_drop_prob", 0.0)
     f.only("interpolate_position_embedding", None)
     f.skip("attention_softmax_fp32", "extra_attention_params", "pooler_nonlinearity")
-    f.skip("num_classes", "use_bias_in_output", "stochastic_depth_mode")
+    f.skip("use_bias_in_output", "stochastic_depth_mode")
+    classes = f.take("num_classes")
     f.skip("stochastic_depth_drop_prob_schedule")
     depth = int(f.take("num_hidden_layers", 12))
     number = f.take("image_layer_idx")
@@ -198,6 +199,7 @@ def encoder_fields(data: Any, *, where: str) -> tuple[str, dict[str, Any], int]:
                 **sizes,
                 "image_size": size[0],
                 "patch_size": patch[0],
+                **({} if classes is None else {"projection_dim": int(classes)}),
             },
             layer,
         )

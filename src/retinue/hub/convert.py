@@ -22,8 +22,10 @@ from retinue.core.files import versions, write_json
 from retinue.hub.files import SHARD_BYTES, BinWriter, ShardWriter, whole_folder
 from retinue.hub.grow import grown, image_token
 from retinue.hub.load import TemplateChoice, load_with_report, make_processor
+from retinue.hub.modelzoo_out import MODELZOO, write_modelzoo
+from retinue.hub.resolve import resolve
 from retinue.hub.save import write_settings, write_weights
-from retinue.hub.sources import Encoders, Opened, open_folder
+from retinue.hub.sources import Encoders, Opened, has_tokenizer, open_folder
 from retinue.hub.stream import (
     Fingerprint,
     cast,
@@ -38,11 +40,11 @@ from retinue.model.adapters import base_state, merge_adapters
 from retinue.model.spec import RetinueConfig
 from retinue.processor import Processor
 
-Target = Literal["retinue", "llava", "llava_moss2", "moss2", "hf"]
+Target = Literal["retinue", "llava", "llava_moss2", "moss2", "hf", "mm_simple", "hf-pair"]
 Files = Literal["safetensors", "bin", "projector"]
 FORMATS_WITH: dict[Files, tuple[Target, ...]] = {
     "safetensors": get_args(Target),
-    "bin": ("llava", "llava_moss2", "moss2"),
+    "bin": ("llava", "llava_moss2", "moss2", "hf-pair"),
     "projector": ("llava", "llava_moss2"),
 }
 TowerChoice = Literal["auto", "include", "external"]
@@ -76,14 +78,19 @@ def convert(
     shard_bytes: int = SHARD_BYTES,
     tower: TowerChoice = "auto",
     files: Files = "safetensors",
+    tokenizer: str | Path | None = None,
+    release: str = "2.9",
+    exact: bool = False,
 ) -> ConvertReport:
     """Write any folder that `load` reads as retinue, an original LLaVA or transformers' Llava/Next.
 
     to: llava_moss2 is LLaVA on MOSS2, moss2 its language model alone. Weights keep their bits
     unless `dtype` asks otherwise; adapters are folded in. tower, for both kinds of llava: `auto`
     writes it into the checkpoint unless the model came with a separate one that is unchanged.
-    files: bin writes `pytorch_model.bin`, projector only `mm_projector.bin`. Raises
-    CheckpointError for what the target cannot express; EnvError without room.
+    files: bin writes `pytorch_model.bin`, projector only `mm_projector.bin`. tokenizer: a folder,
+    for sources that have none. release, exact: of mm_simple, the format's version, and whether to
+    repeat its converter's defects. Raises CheckpointError for what the target cannot express;
+    EnvError without room.
     """
     if to in get_args(Target) and to not in FORMATS_WITH[files]:
         raise ConfigError(
@@ -91,12 +98,36 @@ def convert(
         )
     own = to in ("llava", "llava_moss2")
     opened = open_folder(src, base=base, encoders=encoders, own_tower=own)
-    processor = make_processor(opened, template=template)
+    if tokenizer is not None:
+        opened.tokenizer = resolve(tokenizer, weights=False)
+    bare = to in MODELZOO and not has_tokenizer(opened.tokenizer)
+    processor = None if bare else make_processor(opened, template=template)
     cover = Coverage(sources={"weights": ", ".join(source.label for source in opened.sources)})
     if opened.adapters:
         tensors = _merged(src, base=base, encoders=encoders, template=template, cover=cover)
     else:
         tensors = _streamed(opened, dtype=dtype, cover=cover)
+    if to in MODELZOO:
+        written, notes = write_modelzoo(
+            opened,
+            tensors,
+            Path(dst),
+            to=to,
+            src=src,
+            release=release,
+            exact=exact,
+            shard_bytes=shard_bytes,
+            processor=processor,
+        )
+        return ConvertReport(
+            source=opened.format,
+            target=to,
+            folder=Path(dst),
+            coverage=cover,
+            written=written,
+            notes=notes,
+        )
+    assert processor is not None
     if own:
         plan = _to_llava(
             opened, processor, tensors, tower=tower, dtype=dtype, moss2=to == "llava_moss2"

@@ -119,7 +119,7 @@ class ShardWriter:
     Holds at most `shard_bytes` of tensors (and the one that overflows it).
     """
 
-    stem, suffix, index = "model", ".safetensors", SAFE_INDEX
+    stem, suffix, index, numbered = "model", ".safetensors", SAFE_INDEX, False
 
     def __init__(self, folder: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
         self.folder, self.shard_bytes = folder, shard_bytes
@@ -141,7 +141,7 @@ class ShardWriter:
         if self._held or not self._shards:
             self._flush()
         count = len(self._shards)
-        if count == 1:
+        if count == 1 and not self.numbered:
             self._part(1).rename(self.folder / f"{self.stem}{self.suffix}")
             return
         table: dict[str, str] = {}
@@ -170,9 +170,15 @@ class BinWriter(ShardWriter):
     suffix, index = ".bin", BIN_INDEX
 
     def __init__(
-        self, folder: Path, *, shard_bytes: int = SHARD_BYTES, stem: str = "pytorch_model"
+        self,
+        folder: Path,
+        *,
+        shard_bytes: int = SHARD_BYTES,
+        stem: str = "pytorch_model",
+        numbered: bool = False,
     ) -> None:
         super().__init__(folder, shard_bytes=shard_bytes)
+        self.numbered = numbered
         self.stem = stem
 
     def _write(self, tensors: dict[str, Tensor], file: Path) -> None:
