@@ -60,6 +60,11 @@ def detect(folder: Path) -> Found:
         raise CheckpointError(
             "no such folder", where=str(folder), fix="check the path, or name a hub id owner/name"
         )
+    if is_pair(folder):
+        return Found(format="hf-pair", folder=folder, weights=Weights([]))
+    modelzoo = find_modelzoo(folder)
+    if modelzoo is not None:
+        return Found(format="mm_simple", folder=folder, weights=modelzoo[1], config=modelzoo[0])
     config = json_if_there(folder / "config.json")
     adapter = json_if_there(folder / "adapter_config.json")
     weights = Weights.of(folder)
@@ -69,7 +74,7 @@ def detect(folder: Path) -> Found:
             f"no checkpoint that retinue knows ({_summary(folder, config)})",
             where=str(folder),
             rule="known: retinue, LLaVA (full, projector, LoRA), HF Llava and LlavaNext, "
-            "causal LM, vision tower, PEFT adapter",
+            "causal LM, vision tower, PEFT adapter, ModelZoo's mm_simple and its pair of folders",
             fix="point at the folder that holds config.json and the weights",
         )
     return Found(format=kind, folder=folder, weights=weights, config=config, adapter=adapter)

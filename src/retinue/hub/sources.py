@@ -196,7 +196,7 @@ def _llava(
     names = [name for source in main for name in source.weights]
     made = import_llava(with_projector(found.config, names), tower, where=where)
     made.config.foreign["tower_carried"] = carried and not tower.weights.files
-    folder = found.folder if _has_tokenizer(found.folder) or under is None else under.folder
+    folder = found.folder if has_tokenizer(found.folder) or under is None else under.folder
     opened = _opened(found, made, main, tokenizer=folder)
     if found.format == "llava-lora" and keep_adapter:
         opened.adapters.append(found.folder)
@@ -290,7 +290,8 @@ def _base(found: Found, base: str | Path | None) -> str | Path:
     )
 
 
-def _has_tokenizer(folder: Path) -> bool:
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a vocabulary."""
     return any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
 
 
