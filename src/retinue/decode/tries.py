@@ -27,6 +27,9 @@ from retinue.types import Batch, Cache, Example, Features, Sample, Span
 
 OPENING = 16
 """Shortest opening worth keeping: below, repeating its keys costs what reading it does."""
+REACH = 8
+"""Longest rest of a prompt, in openings, that gains: attention over a cache costs a mask (measured
+on a CPU: prefill 2.5 times faster with 1 visual token, 1.2 with 144, 0.9 with 576)."""
 STEADY = ("default", "linear", "llama3", "yarn")
 """Rope types under which keys do not depend on what follows."""
 
@@ -192,7 +195,8 @@ class Tries:
         if not all(one.params.plain and one.example.spans for one in attempts):
             return None
         tokens = common([before_pictures(one.example) for one in attempts])
-        if len(tokens) < OPENING:
+        rest = max(len(one.example.tokens) for one in attempts) - len(tokens)
+        if len(tokens) < OPENING or rest > REACH * len(tokens):
             return None
         if self.kept is None or self.kept.tokens != tokens:
             self.kept = self.read(tokens)
