@@ -8,7 +8,7 @@ decode   one word a row after a prompt with 1, 4 or 16 pictures, batch 1 and 8 (
               values, attends to all of them and hides all but the last picture by a mask
   kept        keys and values from the cache, all pictures' still hidden by a mask
   last        ours: the cache holds what the next word sees, the last picture
-training   forward and backward of 16 samples (--quick: 6) of 0 to 4 pictures; their words follow the
+training   forward and backward of 16 samples (--quick: 6) of 0 to 4 pictures; words follow the
            law of bench_train (lognormal, mean 200, sigma 0.75; --quick: mean 80)
   padded      rows as long as the longest, as many pictures as the most, dense masks
   packed      ours: one row, every run of words attends to its own picture

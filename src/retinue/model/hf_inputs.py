@@ -109,6 +109,8 @@ def visual_from_hf(
         )
     lengths = [plan.placeholders_for(g, b) for g, b in zip(grids, budgets, strict=True)]
     index = (ids_BT.flatten() == plan.spec.image_token_id).nonzero().flatten()
+    if plan.spec.fusion.surplus_marks and len(index) > sum(lengths):
+        index = first_marks(ids_BT == plan.spec.image_token_id, sum(lengths))
     if len(index) != sum(lengths):
         raise RequestError(
             f"{len(index)} image placeholders for {len(grids)} pictures "
@@ -128,6 +130,18 @@ def visual_from_hf(
         spans=spans,
         index=index,
     )
+
+
+def first_marks(marks_BT: Tensor, count: int) -> Tensor:
+    """Flat positions of `count` marks, as many in every row, the first of each."""
+    rows = len(marks_BT)
+    if count % rows:
+        raise RequestError(
+            f"{count} pictures in {rows} rows with more marks than that",
+            rule="where marks may lack a picture, every row has as many pictures",
+        )
+    early = marks_BT & (marks_BT.cumsum(1) <= count // rows)
+    return early.flatten().nonzero().flatten()
 
 
 def grid_from_row(row: list[int]) -> Grid:

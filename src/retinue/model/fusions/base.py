@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 class FusionSpec(Spec):
     kind: str
 
+    @property
+    def surplus_marks(self) -> bool:
+        """Whether a placeholder may stand without a picture."""
+        return False
+
     @abstractmethod
     def num_placeholders(self, num_tokens: int) -> int:
         """How many ids of the sequence stand for an item of `num_tokens` visual tokens."""

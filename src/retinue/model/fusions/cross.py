@@ -55,6 +55,10 @@ class CrossSpec(FusionSpec):
         return 1
 
     @property
+    def surplus_marks(self) -> bool:
+        return self.counting == "ids"
+
+    @property
     def unseen(self) -> Unseen:
         return "even" if self.counting == "ids" else "none"
 
