@@ -128,7 +128,8 @@ def stream(
         for number in range(count)
     ]
     cache = runner.new_cache() if opening is None else opening.copy(count)
-    logits_BV = kept(runner.run(batch, cache=cache, keep="last"))
+    known = known_ids(decoder)
+    logits_BV = kept(runner.run(batch, cache=cache, keep="last"), known)
     while rows:
         alive: list[int] = []
         tokens = choose_all([row.sampler for row in rows], logits_BV)
@@ -148,7 +149,8 @@ def stream(
         if len(alive) < len(rows):
             rows = [rows[place] for place in alive]
             select(cache, torch.tensor(alive, device=logits_BV.device))
-        logits_BV = kept(runner.run(next_batch(rows, logits_BV.device), cache=cache, keep="last"))
+        step = next_batch(rows, logits_BV.device)
+        logits_BV = kept(runner.run(step, cache=cache, keep="last"), known)
 
 
 def advance(row: Row, token: int, ends: set[int]) -> Delta:
@@ -177,9 +179,16 @@ def chosen_logprobs(logits_BV: Tensor, tokens: Sequence[int]) -> list[float]:
     return found
 
 
-def kept(output: Output) -> Tensor:
+def kept(output: Output, known: int | None) -> Tensor:
+    """Scores of the ids that mean something; tables are often longer than their vocabulary."""
     assert output.logits is not None
-    return output.logits
+    return output.logits[:, :known]
+
+
+def known_ids(decoder: Decodes) -> int | None:
+    """Size of a decoder's vocabulary, None where it does not say."""
+    size: int | None = getattr(getattr(decoder, "tokenizer", decoder), "vocab_size", None)
+    return size or None
 
 
 def next_batch(rows: Sequence[Row], device: torch.device) -> Batch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +86,7 @@ def load(
 
 
 def load_with_report(
-    path: str | Path,
+    path: str | Path | Opened,
     *,
     adapters: Sequence[str | Path] = (),
     base: str | Path | None = None,
@@ -99,11 +100,14 @@ def load_with_report(
     quant_head: bool = False,
     rope: str | None = None,
 ) -> Loaded:
-    """As `load`, with the coverage of every key."""
+    """As `load`, with the coverage of every key; also of what `open_sphinx` has opened."""
     quantizer = None
     if quant is not None:  # a wrong name or a missing package fails before anything is read
         quantizer = Quantizer.of(quant, encoders=quant_encoders, head=quant_head)
-    opened = open_folder(path, base=base, encoders=encoders, keep_adapter=keep_adapter)
+    if isinstance(path, Opened):
+        opened = path
+    else:
+        opened = open_folder(path, base=base, encoders=encoders, keep_adapter=keep_adapter)
     if rope is not None:
         opened.config.spec["rope"] = rope
     processor = make_processor(opened, template=template)
@@ -124,7 +128,7 @@ def load_with_report(
     names = iter(["default", *(f"adapter{number}" for number in range(2, 100))])
     for folder in [*opened.adapters, *map(resolve, adapters)]:
         attach(model, folder, opened=opened, name=next(names), device=device)
-    model.config._name_or_path = str(path)
+    model.config._name_or_path = str(opened.folder if isinstance(path, Opened) else path)
     return Loaded(model=model.eval(), processor=processor, opened=opened, coverage=coverage)
 
 
@@ -138,16 +142,31 @@ def make_processor(opened: Opened, *, template: TemplateChoice = None) -> Proces
     config = opened.config
     vocab = int(getattr(config.get_text_config(), "vocab_size", 0) or 0)
     slow = opened.format.startswith("llava") and config.get_text_config().model_type == "llama"
+    slow = slow or opened.format == "sphinx"
     tokenizer = Tokenizer.load(opened.tokenizer, model_vocab=vocab, slow=slow)
     if opened.added:
         tokenizer = tokenizer.with_tokens(opened.added, pad=opened.pad)
     settings = dict(opened.processor)
     if template is not None:
-        settings["template"] = chosen(template)
+        asked = chosen(template)
+        if opened.format == "retinue":
+            _warn_other(settings.get("template"), asked, where=str(opened.folder))
+        settings["template"] = asked
     elif opened.format != "retinue":
         settings["template"] = default_template(opened, tokenizer)
     spec = ProcessorSpec.parse(settings, where=f"{opened.folder}/processor.json")
     return Processor(Plan(config), tokenizer=tokenizer, spec=spec)
+
+
+def _warn_other(kept: Any, asked: Any, *, where: str) -> None:
+    """One line where a model is asked in another dialect than it was saved with."""
+    old, new = (t.get("name") if isinstance(t, dict) else t for t in (kept, asked))
+    if old and old != new:
+        once(
+            f"{where}: the model was saved with the template {old}; using {new} as asked, which it "
+            "may not understand",
+            level=logging.WARNING,
+        )
 
 
 def chosen(template: str | dict[str, Any] | Template) -> str | dict[str, Any]:
