@@ -199,7 +199,8 @@ def test_a_fitted_budget_in_the_models_folder_is_its_own(folder, rows, tmp_path,
     assert run(command("eval", folder, *fit)) == 0
     policy = json.loads((folder / FILE).read_text("utf-8"))
     assert [rung["visual_tokens"] for rung in policy["rungs"]] == [1]
-    assert run(command("eval", folder, "--data", rows, "--visual-tokens", "auto")) == 0
+    line = ["--data", rows, "--json", tmp_path / "r.json", "--visual-tokens", "auto"]
+    assert run(command("eval", folder, *line)) == 0
     assert "of all tries 1.0" in capsys.readouterr().err
     (folder / FILE).unlink()
 
