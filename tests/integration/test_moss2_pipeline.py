@@ -96,6 +96,14 @@ def test_build_says_what_is_new_and_what_is_loaded(
     assert f"{total:,} parameters" in said.out + said.err
 
 
+def test_the_fresh_projector_is_drawn_as_the_original_s(here: Path) -> None:
+    """Normal weights and no biases; recorded: standard deviation and largest value."""
+    own = dict(retinue.load("new", template="plain")[0].connector.named_parameters())
+    for name, (spread, _) in log()["pretrain"]["init_projector_stats"].items():
+        value = own[name.replace("model.mm_projector", "net")]
+        assert value.std().item() == pytest.approx(spread, rel=0.2, abs=0)
+
+
 def test_stages_train_what_they_should(here: Path) -> None:
     new, align, sft = (
         dict(retinue.load(folder, template="plain")[0].named_parameters())

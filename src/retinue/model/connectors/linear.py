@@ -13,7 +13,20 @@ from retinue.model.encoders.base import EncoderShape
 
 
 class Dense(nn.Linear):
-    """nn.Linear that keeps torch's own initialisation (the originals' projectors do)."""
+    """nn.Linear that keeps torch's own initialisation (the originals' projectors do).
+
+    std: if set, fresh weights are normal with it and fresh biases zero, as language models begin.
+    """
+
+    std: float | None = None
+
+    def reset_parameters(self) -> None:
+        if self.std is None:
+            super().reset_parameters()
+            return
+        nn.init.normal_(self.weight, std=self.std)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
 
 class LinearSpec(UnarySpec):

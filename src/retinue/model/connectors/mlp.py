@@ -20,7 +20,8 @@ class MlpSpec(UnarySpec):
     """`depth` linear layers; `hidden`: inner width, absent = the output width.
 
     units: the width of every layer, in place of depth, hidden and out; acts: what follows each of
-    them (a name of transformers' activations, or null), in place of GELU between them.
+    them (a name of transformers' activations, or null), in place of GELU between them. std: of
+    fresh weights, with biases zero; absent = torch's own rule.
     """
 
     kind: Literal["mlp"] = "mlp"
@@ -30,6 +31,7 @@ class MlpSpec(UnarySpec):
     bias: bool = True
     units: list[int] | None = Field(default=None, min_length=1)
     acts: list[str | None] | None = None
+    std: float | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
     def _agree(self) -> MlpSpec:
@@ -63,7 +65,11 @@ class Mlp(Unary):
         for (wide, narrow), act in zip(
             pairwise([spec.of.width(shapes, lm_width), *units]), acts, strict=True
         ):
-            layers += [Dense(wide, narrow, bias=spec.bias), activation(act)]
+            layer = Dense(wide, narrow, bias=spec.bias)
+            if spec.std is not None:
+                layer.std = spec.std
+                layer.reset_parameters()
+            layers += [layer, activation(act)]
         self.net = nn.Sequential(*(layers[:-1] if acts[-1] is None else layers))
 
     def map(self, x_NLD: Tensor) -> Tensor:
