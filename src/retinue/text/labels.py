@@ -91,6 +91,7 @@ LABELS: Registry[type[LabelPolicy]] = Registry(
         "llava-mpt": "retinue.text.llava:LlavaMpt",
         "llava-plain": "retinue.text.llava:LlavaPlain",
         "llava-legacy": "retinue.text.llava:LlavaLegacy",
+        "flamingo": "retinue.text.flamingo:FlamingoPieces",
     },
 )
 

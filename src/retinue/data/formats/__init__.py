@@ -12,6 +12,7 @@ FORMATS: Registry[type[Format]] = Registry(
     "format",
     {
         "chat": "retinue.data.formats.chat:Chat",
+        "instruct": "retinue.data.formats.instruct:Instruct",
         "llava": "retinue.data.formats.llava:Llava",
     },
 )
@@ -40,7 +41,8 @@ def detect_format(path: str | Path) -> str:
     raise refusal or DataError(
         "the first record fits no format",
         where=str(path),
-        rule="chat has 'messages', llava has 'conversations'; formats: " + ", ".join(FORMATS),
+        rule="chat has 'messages', llava has 'conversations', instruct has 'input' and "
+        "'output'; formats: " + ", ".join(FORMATS),
         fix="name the format with 'format:', or convert the file",
     )
 
