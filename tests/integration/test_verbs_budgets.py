@@ -176,6 +176,20 @@ def test_eval_compares_fits_and_uses_the_fitted_budget(folder, rows, tmp_path, c
     assert not list(tmp_path.glob("*unfinished*"))
 
 
+def test_eval_beside_another_model(folder, rows, tmp_path, capsys):
+    line = command("eval", folder, "--data", rows, "--visual-tokens", "1,16")
+    assert run([*line, "--json", str(tmp_path / "a" / "r.json")]) == 0
+    other = f"same={tmp_path / 'a' / 'r.json'}"
+    target = tmp_path / "b" / "r.json"
+    assert run([*line, "--json", str(target), "--beside", other]) == 0
+    assert "against same, question by question" in capsys.readouterr().out
+    (found,) = json.loads(target.read_text("utf-8"))["comparison"]["beside"].values()
+    assert [own["choice"] for own in found["differences"]] == ["1", "16"]
+    assert [own["difference"] for own in found["differences"]] == [0, 0]
+    assert run([*line, "--json", str(target), "--beside", f"none={rows}"]) == 3
+    assert "no comparison of budgets" in capsys.readouterr().err
+
+
 def test_an_interrupted_comparison_goes_on(folder, rows, tmp_path, monkeypatch):
     target = tmp_path / "r.json"
     line = command("eval", folder, "--data", rows, "--json", target, "--visual-tokens", "all")

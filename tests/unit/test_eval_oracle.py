@@ -9,7 +9,17 @@ import pytest
 from retinue.core.errors import DataError
 from retinue.decode.auto import AutoBudget
 from retinue.eval.fit_auto import fit_auto
-from retinue.eval.oracle import choices, compare, curve_csv, fixed, items_csv, points, table
+from retinue.eval.oracle import (
+    choices,
+    compare,
+    curve_csv,
+    difference_table,
+    differences,
+    fixed,
+    items_csv,
+    points,
+    table,
+)
 from retinue.eval.plot import draw_curve
 
 SCORES = {  # four questions: always right, from 4 on, only with 1, never
@@ -69,6 +79,16 @@ def test_only_questions_that_every_run_answered_count():
     assert found["budgets"][0]["score"] == pytest.approx(1 / 3)
     twice = {"1": [row("a", 1, 1), row("a", 0, 1)], "4": [row("a", 0, 4), row("a", 1, 4)]}
     assert compare(twice)["oracle"]["score"] == 1
+
+
+def test_two_models_are_compared_question_by_question():
+    better = {"4": [row(n, 1.0, 4) for n in range(4)], "64": [row(0, 1.0, 64)]}
+    (only,) = differences(better, runs())
+    assert (only["choice"], only["questions"], only["other"]) == ("4", 4, 0.5)
+    assert only["difference"] == 0.5
+    spread = math.sqrt(4 * 0.25 / 3 / 4)
+    assert only["low"] == pytest.approx(0.5 - 1.96 * spread)
+    assert difference_table([only])[1][0][:4] == ["4", 1.0, 0.5, 0.5]
 
 
 def test_table_and_files_show_every_point(tmp_path):

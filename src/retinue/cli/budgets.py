@@ -128,13 +128,20 @@ class Clock:
 
 
 def compare(
-    choices: Choices, target: Path, *, write: Write, title: str, restart: bool = False
+    choices: Choices,
+    target: Path,
+    *,
+    write: Write,
+    title: str,
+    restart: bool = False,
+    beside: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """One evaluation per budget, and how they compare; returns the document.
 
     Beside `target`: a result and rows per budget, TARGET.curve.csv, TARGET.curve.png (with
     matplotlib) and TARGET.items.csv with the oracle's choice for every question. A comparison that
-    was interrupted goes on where it was.
+    was interrupted goes on where it was. beside: results of other comparisons by name, which are
+    drawn and subtracted. Raises DataError for one that is none, before anything is asked.
     """
     import json
 
@@ -142,6 +149,7 @@ def compare(
     from retinue.decode.rows import RowFile
     from retinue.eval import oracle
 
+    others = {name: read_comparison(Path(path)) for name, path in (beside or {}).items()}
     marker = target.with_name(f"{target.stem}.unfinished-curve.json")
     with writing(marker):
         marker.parent.mkdir(parents=True, exist_ok=True)
@@ -162,6 +170,11 @@ def compare(
         documents[name], seconds[name] = document, document.get("seconds_per_question")
         runs[name] = RowFile(own.with_name(f"{own.stem}.rows.jsonl")).rows
     comparison = oracle.compare(runs, seconds=seconds)
+    if others:
+        comparison["beside"] = {
+            name: {"budgets": curve, "differences": oracle.differences(runs, rows)}
+            for name, (curve, rows) in others.items()
+        }
     last = documents[str(max(oracle.fixed(runs)))]
     found = {
         **{key: last[key] for key in ("status", "metrics", "tasks", "counts")},
@@ -182,6 +195,28 @@ def compare(
     draw(comparison, curve.with_suffix(".png"), title=title)
     marker.unlink()
     return found
+
+
+def read_comparison(path: Path) -> tuple[Any, dict[str, list[Any]]]:
+    """(points at fixed budgets, rows per choice) of a result file. Raises DataError."""
+    import json
+
+    from retinue.core.errors import DataError
+    from retinue.decode.rows import RowFile
+
+    try:
+        document = json.loads(path.read_text("utf-8"))
+        curve = document["comparison"]["budgets"]
+        names = list(document["settings"]["visual_tokens"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            "no comparison of budgets",
+            where=str(path),
+            rule=f"{type(error).__name__}: {error}",
+            fix="name a result of `retinue eval --visual-tokens N,N,...`",
+        ) from None
+    rows = {name: RowFile(path.with_name(f"{path.stem}.{name}.rows.jsonl")).rows for name in names}
+    return curve, rows
 
 
 def draw(comparison: Mapping[str, Any], path: Path, *, title: str) -> None:

@@ -20,6 +20,7 @@ from retinue.cli.common import (
     QuantHead,
     examples,
     note,
+    pairs,
     quant_setting,
     verb,
 )
@@ -67,6 +68,14 @@ def evaluate(
         bool,
         typer.Option("--oracle", help="Compare budgets with the best choice for every question."),
     ] = False,
+    beside: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FILE",
+            help="With several budgets: another model's result on the same rows, to be drawn and "
+            "subtracted; may repeat.",
+        ),
+    ] = None,
     fit_auto: Annotated[
         Path | None,
         typer.Option(
@@ -159,7 +168,12 @@ def evaluate(
         )
         if every or len(choices) > 1:
             document = budgets.compare(
-                choices, target, write=write, title=data.stem, restart=restart
+                choices,
+                target,
+                write=write,
+                title=data.stem,
+                restart=restart,
+                beside=pairs(beside, option="--beside"),
             )
         else:
             (budget,) = choices.values()
@@ -176,6 +190,10 @@ def evaluate(
 
         header, lines = curve.table(document["comparison"], oracle=oracle)
         print_table(lines, header=header)
+        for name, other in document["comparison"].get("beside", {}).items():
+            typer.echo(f"against {name}, question by question:")
+            header, lines = curve.difference_table(other["differences"])
+            print_table(lines, header=header)
         if fit_auto is not None:
             fixed = [name for name in choices if name != curve.AUTO]
             budgets.fit(target, fixed, fit_auto, tolerance=fit_tolerance)

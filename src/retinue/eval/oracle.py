@@ -121,6 +121,41 @@ def compare(runs: Runs, *, seconds: Mapping[str, float | None] | None = None) ->
     return found
 
 
+def differences(runs: Runs, others: Runs) -> list[dict[str, Any]]:
+    """How these runs differ from another model's at the same choice, question by question.
+
+    difference: mean of score - other score over the questions that both answered; stderr: of it;
+    low, high: its 95 % interval.
+    """
+    found = []
+    for choice in (name for name in runs if name in others):
+        both = shared({"own": runs[choice], "other": others[choice]})
+        own = [float(row["score"]) for row in both["own"]]
+        other = [float(row["score"]) for row in both["other"]]
+        gaps = [a - b for a, b in zip(own, other, strict=True)]
+        middle, spread = mean(gaps), stderr(gaps)
+        found.append(
+            {
+                "choice": choice,
+                "questions": len(gaps),
+                "score": mean(own),
+                "other": mean(other),
+                "difference": middle,
+                "stderr": spread,
+                "low": middle - 1.96 * spread,
+                "high": middle + 1.96 * spread,
+            }
+        )
+    return found
+
+
+def difference_table(found: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
+    """(header, rows) of `differences`."""
+    keys = ("score", "other", "difference", "low", "high")
+    header = ["visual tokens", "score", "other", "difference", "95 % from", "to"]
+    return header, [[own["choice"], *(round(own[key], 4) for key in keys)] for own in found]
+
+
 def points(comparison: Mapping[str, Any], *, oracle: bool = True) -> list[Mapping[str, Any]]:
     """All points of a comparison in the order of a table."""
     more = [comparison["auto"]] if "auto" in comparison else []

@@ -13,8 +13,9 @@ from retinue.core.files import writing
 def draw_curve(comparison: Mapping[str, Any], path: str | Path, *, title: str = "") -> None:
     """Write a PNG: fixed budgets with their standard errors, the automatic budget, the oracle.
 
-    comparison: of `eval.oracle.compare`. The axis of tokens is logarithmic; the automatic budget
-    stands at the tokens of all its tries. Raises EnvError without matplotlib.
+    comparison: of `eval.oracle.compare`; its `beside`, other comparisons by name, are drawn too.
+    The axis of tokens is logarithmic; the automatic budget stands at the tokens of all its tries.
+    Raises EnvError without matplotlib.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -36,6 +37,16 @@ def draw_curve(comparison: Mapping[str, Any], path: str | Path, *, title: str = 
         capsize=3,
         label="fixed budgets",
     )
+    for name, other in comparison.get("beside", {}).items():
+        axes.errorbar(
+            [max(own["visual_tokens"], 0.5) for own in other["budgets"]],
+            [100 * own["score"] for own in other["budgets"]],
+            yerr=[100 * own["stderr"] for own in other["budgets"]],
+            marker=".",
+            linestyle="--",
+            capsize=3,
+            label=name,
+        )
     marks = {"auto": ("s", "spent", "automatic"), "oracle": ("*", "visual_tokens", "oracle")}
     for name, (mark, key, label) in marks.items():
         if name not in comparison:
