@@ -27,7 +27,7 @@ from retinue.convert.weights import load_pickle
 from retinue.data.dataset import open_dataset
 from retinue.data.loader import Loader
 from retinue.data.plan import EpochPlan, Schedule
-from retinue.data.sampler import slices
+from retinue.data.sampler import SAMPLERS, slices
 from retinue.data.spec import DataSpec
 from retinue.hub.build import build
 from retinue.model.freeze import apply_rules
@@ -85,13 +85,20 @@ class Command:
 
     @property
     def stage(self) -> StageSpec:
-        trainable = {"connector.**": "full"} | ({} if self.aligns else {"lm.**": "full"})
+        trainable: dict[str, Any] = {"connector.**": "full"}
+        if not self.aligns:
+            trainable["lm.**"] = "full"
+        if "mm_projector_lr" in self.flags:
+            trainable["connector.**"] = {"full": {"lr": self.number("mm_projector_lr", 0)}}
+        length = {"steps": int(self.number("max_steps", 0))}
+        if not length["steps"]:
+            length = {"epochs": int(self.number("num_train_epochs", 3))}
         micro = int(self.number("per_device_train_batch_size", 8))
         return StageSpec.parse(
             {
                 "name": self.name,
                 "trainable": trainable,
-                "steps": int(self.number("max_steps", 0)),
+                **length,
                 "micro_batch": micro,
                 "global_batch": micro * int(self.number("gradient_accumulation_steps", 1)),
                 "loss_norm": "micro_batch",
@@ -100,7 +107,7 @@ class Command:
                     "lr": self.number("learning_rate", 0),
                     "weight_decay": self.number("weight_decay", 0),
                     "decay": "llava-moss2",
-                    "clip": CLIP,
+                    "clip": self.number("max_grad_norm", CLIP),
                 },
                 "schedule": {
                     "kind": self.flags["lr_scheduler_type"],
@@ -130,18 +137,22 @@ def projector(command: Command) -> dict[str, Tensor]:
 
 def start(command: Command) -> tuple[Retinue, Processor]:
     """The language model, the tower and a projector, put together as a user would."""
-    flags, depth = command.flags, len(projector(command)) // 2
+    flags, names = command.flags, projector(command)
     template = training_template(template_for_version(flags["version"]))
     take = {
         "kind": "take",
         "encoder": "clip",
         "layer": int(command.number("mm_vision_select_layer", -1)),
+        "prefix": flags.get("mm_vision_select_feature") == "cls_patch",
     }
+    kind: dict[str, Any] = {"kind": "mlp", "depth": len(names) // 2}
+    if any(name.endswith("mm_projector.weight") for name in names):
+        kind = {"kind": "linear"}
     report = build(
         {
             "lm": {"from": str(command.lm)},
             "encoders": {"clip": {"from": str(command.case / flags["vision_tower"])}},
-            "connector": {"kind": "mlp", "depth": depth, "of": take},
+            "connector": {**kind, "of": take},
             "views": {
                 "kind": flags.get("image_aspect_ratio", "square").replace("square", "single")
             },
@@ -176,19 +187,28 @@ def unexpanded(example: Example) -> list[int]:
     return ids + example.tokens[at:]
 
 
-def order_of(command: Command, count: int) -> list[list[int]]:
+def order_of(command: Command, sizes: Any) -> list[list[int]]:
     """The original's order of each epoch: torch's global generator seeds the sampler's."""
-    stage = command.stage
-    epochs = math.ceil((stage.steps or 1) / max(count // stage.global_batch, 1))
+    stage, count = command.stage, len(sizes)
+    each = max(count // stage.global_batch, 1)
+    epochs = math.ceil(stage.epochs or (stage.steps or 1) / each)
     orders = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(command.number("seed", SEED)))
         for _ in range(epochs):
             torch.empty((), dtype=torch.int64).random_()
-            drawn = int(torch.empty((), dtype=torch.int64).random_().item())
-            orders.append(
-                torch.randperm(count, generator=torch.Generator().manual_seed(drawn)).tolist()
-            )
+            if command.flags.get("group_by_modality_length") == "True":
+                order = SAMPLERS.get("llava-modality")().order(
+                    sizes,
+                    micro_batch=stage.micro_batch,
+                    num_micro=stage.global_batch // stage.micro_batch,
+                    generator=torch.default_generator,
+                )
+            else:
+                drawn = int(torch.empty((), dtype=torch.int64).random_().item())
+                generator = torch.Generator().manual_seed(drawn)
+                order = torch.randperm(count, generator=generator).tolist()
+            orders.append(order)
     return orders
 
 
@@ -225,11 +245,12 @@ def train(command: Command) -> tuple[Recorded, list[Update], list[list[Example]]
     }
     spec = DataSpec.parse({"sources": [source]})
     dataset = open_dataset(spec, processor, root=command.case)
-    orders = order_of(command, len(dataset.train))
+    orders = order_of(command, dataset.train.sizes)
     plans = [
         EpochPlan(epoch=epoch, steps=steps_of(order, stage), overlong=[])
         for epoch, order in enumerate(orders)
     ]
+    schedule = Schedule(lambda epoch: plans[epoch])
     table = apply_rules(model, stage.trainable, lr=stage.optim.lr)
     prepare(model, compute=ComputeSpec())
     own = dict(model.named_parameters())
@@ -240,10 +261,8 @@ def train(command: Command) -> tuple[Recorded, list[Update], list[list[Example]]
         model,
         stage=stage,
         table=table,
-        data=Loader(
-            dataset.train, processor=processor, schedule=Schedule(lambda e: plans[e]), spec=spec
-        ),
-        total=stage.steps or 0,
+        data=Loader(dataset.train, processor=processor, schedule=schedule, spec=spec),
+        total=stage.steps or schedule.num_steps(stage.epochs or 1),
     )
     micro = [group for plan in plans for step in plan.steps for group in step]
     examples = [[processor.example(dataset.train[i], train=True) for i in g] for g in micro]
