@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, ClassVar, Literal
 
 import pytest
@@ -33,6 +34,7 @@ from retinue.ops.collate import collate
 from retinue.types import (
     IGNORE,
     Batch,
+    Cache,
     Example,
     Features,
     Grid,
@@ -136,13 +138,14 @@ class GatedLayer(LlamaDecoderLayer):
         out = super().forward(hidden_states, **kw)
         if memory is None:
             return out
+        plan = memory.plan
         seen_BTD = torch.stack(
             [
-                media[index]
-                for media, index in zip(memory.x_BMLD[:, :, 0], memory.media_BT, strict=True)
+                x_MD[index_T]
+                for x_MD, index_T in zip(plan.x_BMLD[:, :, 0], plan.media_BT, strict=True)
             ]
         )
-        return out + self.gate(seen_BTD) * (memory.media_BT >= 0)[..., None]
+        return out + self.gate(seen_BTD) * (plan.media_BT >= 0)[..., None]
 
 
 class MemorySpec(FusionSpec):
@@ -157,12 +160,20 @@ class ByMemory(Fusion):
 
     Spec: ClassVar[type[FusionSpec]] = MemorySpec
 
-    def attach(self, lm: LanguageModel) -> None:
+    def attach(self, lm: LanguageModel, *, media_width: int, image_id: int) -> None:
+        assert (media_width, image_id) == (WIDTH, PLACEHOLDER)
         for layer in lm.layers:
             layer.__class__ = GatedLayer
             layer.gate = nn.Linear(WIDTH, WIDTH)
 
-    def forward(self, x_BTD: Tensor, words: VisualTokens | None, batch: Batch) -> LMInputs:
+    def forward(
+        self,
+        x_BTD: Tensor,
+        words: VisualTokens | None,
+        batch: Batch,
+        *,
+        cache: Cache | None = None,
+    ) -> LMInputs:
         memory = visual_BT = None
         if words is not None:
             assert batch.visual is not None
@@ -178,7 +189,8 @@ class ByMemory(Fusion):
                 x_BMLD[row, used[row], : len(run)] = run
                 lengths_BM[row, used[row]] = len(run)
                 used[row] += 1
-            memory = Memory(x_BMLD=x_BMLD, lengths_BM=lengths_BM, media_BT=media_BT)
+            seen = SimpleNamespace(x_BMLD=x_BMLD, lengths_BM=lengths_BM, media_BT=media_BT)
+            memory = Memory(x_SD=words.x_TD, plan=seen)
         return LMInputs(
             embeds_BTD=x_BTD,
             positions_BT=batch.positions + 3,

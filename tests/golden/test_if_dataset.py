@@ -158,7 +158,7 @@ def check_test(case, facts, index, item, io, epoch, collection, tokenizer, templ
     assert tokenizer.call(item["prompt"]) == io[f"{index}.input_ids"].tolist()
     assert entry.output == item["target"]
     assert collection.names[entry.dataset] == item["dataset_name"]
-    assert [str((case / path)) for path in item["img_paths"]] == entry.pictures
+    assert [str(case / path) for path in item["img_paths"]] == entry.pictures
 
 
 def check_training(
