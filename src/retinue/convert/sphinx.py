@@ -222,3 +222,11 @@ def branches_of(node: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     if node["kind"] == "sequence":
         return [(f"connector.parts.{i}.", part) for i, part in enumerate(node["parts"])]
     return [("connector.", node)]
+
+
+def trained(name: str) -> bool:
+    """Whether the original's tuning changes a parameter of ours: all but encoders and Q-Former."""
+    own = (".net.weight", ".net.bias", ".norm.weight", ".norm.bias")
+    if name.startswith("connector."):
+        return ".of." not in name and name.endswith(own)
+    return name.startswith(("lm.", "layout."))

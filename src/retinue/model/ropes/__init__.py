@@ -6,6 +6,7 @@ ROPES: Registry[type] = Registry(
     "rope",
     {
         "sequence": "retinue.model.ropes.sequence:SequenceRope",
+        "rounded": "retinue.model.ropes.rounded:RoundedRope",
         "sticky": "retinue.model.ropes.sticky:StickyRope",
     },
 )

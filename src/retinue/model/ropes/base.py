@@ -23,6 +23,8 @@ class DynamicRope(nn.Module):
     It keeps no buffers: the few frequencies are computed anew in every forward, in fp32.
     """
 
+    replaces = "dynamic"
+
     def __init__(self, config: Any) -> None:
         super().__init__()
         rope = config.rope_parameters
@@ -60,7 +62,7 @@ def replace_dynamic(model: nn.Module, config: Any, *, kind: str) -> None:
     transformers' own module keeps the largest length it has met until a short sequence comes, so
     that answers would depend on earlier requests.
     """
-    leaf = ROPES.get(kind)
+    leaf: Any = ROPES.get(kind)
     for name, module in list(model.named_modules()):
-        if getattr(module, "rope_type", None) == "dynamic":
+        if getattr(module, "rope_type", None) == leaf.replaces:
             model.set_submodule(name, leaf(config))

@@ -6,6 +6,7 @@ OBJECTIVES: Registry[type] = Registry(
     "objective",
     {
         "elastic": "retinue.train.objectives.elastic:Elastic",
+        "moe": "retinue.train.objectives.moe:Moe",
         "sft": "retinue.train.objectives.sft:Sft",
     },
 )

@@ -1,0 +1,122 @@
+"""`SPHINXModel`: the class of the original's README."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from PIL.Image import Image
+
+from retinue.compat.sphinx.meta import MetaModel
+from retinue.core.errors import RequestError
+from retinue.hub.load import load_with_report
+from retinue.hub.sphinx import open_sphinx
+from retinue.ops.backend import pick_device
+from retinue.types import Message, Text
+
+Turn = Sequence[str | None]
+
+
+class SPHINXModel(MetaModel):
+    """Questions about a picture, answered as the original does: same prompt, same seeds.
+
+    `from_pretrained` finds variant, config and tokenizer in the last folder unless they are given.
+    """
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_path: str | Path | Sequence[str | Path],
+        llama_type: str | None = None,
+        llama_config: str | Path | Sequence[str | Path] | None = None,
+        tokenizer_path: str | Path | None = None,
+        with_visual: bool = False,
+        max_seq_len: int = 4096,
+        mp_group: Any = None,
+        dtype: torch.dtype = torch.bfloat16,
+        device: str = "auto",
+        quant: bool = False,
+    ) -> Self:
+        """A model of one folder or of several, later ones over earlier ones.
+
+        with_visual: accepted without effect, the weights say what the model sees; mp_group: every
+        rank of it holds the whole model and gives the same answers; quant: 4 bits per weight.
+        Raises CheckpointError naming a missing file and the argument that replaces it.
+        """
+        del with_visual, mp_group
+        files = [llama_config] if isinstance(llama_config, str | Path) else llama_config
+        opened = open_sphinx(
+            pretrained_path,
+            llama_type=llama_type,
+            llama_config=list(files or ()),
+            tokenizer_path=tokenizer_path,
+        )
+        found = load_with_report(
+            opened, device=pick_device(device)[0], dtype=dtype, quant="bnb4" if quant else None
+        )
+        return cls(found.model, found.processor, max_seq_len=max_seq_len)
+
+    def generate_response(
+        self,
+        qas: Sequence[Turn],
+        image: Image | None,
+        max_gen_len: int = 512,
+        temperature: float = 0.1,
+        top_p: float = 0.5,
+        seed: int = 0,
+    ) -> str:
+        """The answer to the last question of [[question, answer], ...], whose answer is None.
+
+        The seed is set on every call, so the same question has the same answer.
+        """
+        answers = self.generate(
+            prompts=[self._prompt(qas, seed)],
+            images=None if image is None else [image.convert("RGB")],
+            max_gen_len=max_gen_len,
+            temperature=temperature,
+            top_p=top_p,
+            additional_stop_symbols=self.processor.template.stop,
+        )
+        return answers[0]
+
+    def stream_response(
+        self,
+        qas: Sequence[Turn],
+        image: Image | None,
+        max_gen_len: int = 512,
+        temperature: float = 0.1,
+        top_p: float = 0.5,
+        seed: int = 0,
+    ) -> Iterator[dict[str, Any]]:
+        """As `generate_response`, piece by piece; see `stream_generate`."""
+        return self.stream_generate(
+            prompt=self._prompt(qas, seed),
+            image=None if image is None else image.convert("RGB"),
+            max_gen_len=max_gen_len,
+            temperature=temperature,
+            top_p=top_p,
+            additional_stop_symbols=self.processor.template.stop,
+        )
+
+    def _prompt(self, qas: Sequence[Turn], seed: int) -> str:
+        if not qas or qas[-1][1] is not None:
+            raise RequestError(
+                "the last question has an answer already",
+                rule="qas is [[question, answer], ..., [question, None]]",
+            )
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        return prompt_of(self, qas)
+
+
+def prompt_of(model: MetaModel, qas: Sequence[Turn]) -> str:
+    """The text of a conversation that asks for its last answer."""
+    messages = []
+    for question, answer in qas:
+        messages.append(Message(role="user", parts=(Text(text=str(question)),)))
+        if answer is not None:
+            messages.append(Message(role="assistant", parts=(Text(text=answer),)))
+    return model.processor.template.text(messages, reply=qas[-1][1] is None)
