@@ -101,7 +101,8 @@ def within_room(params: SamplingParams, processor: Processor, example: Example) 
     """
     text = processor.plan.config.get_text_config()
     limit = getattr(text, "max_position_embeddings", None)
-    if not limit:
+    rope = getattr(text, "rope_parameters", None) or {}
+    if not limit or rope.get("rope_type") == "dynamic":  # which stretches to any length
         return params
     room = int(limit) - len(example.tokens)
     if room < 1:
