@@ -33,6 +33,19 @@ ENCODER = {
     "patch_size": 14,
 }
 
+FLAMINGO = {
+    "lm": {"config": {"model_type": "mpt", "d_model": WIDTH, "n_heads": 2, "n_layers": 2}},
+    "encoders": {"clip": {"kind": "clip"}},
+    "connector": {
+        "kind": "perceiver",
+        "depth": 1,
+        "latents": 4,
+        "of": {"kind": "take", "encoder": "clip", "layer": -1},
+    },
+    "fusion": {"kind": "cross", "every": 1},
+    "template": "guanaco",
+}
+
 
 def shrink(recipe: str, folder: Path, *, steps: int = 2) -> Path:
     """Write `folder/tiny.yaml`: the recipe with tiny parts and data, `steps` updates a stage.
@@ -45,6 +58,8 @@ def shrink(recipe: str, folder: Path, *, steps: int = 2) -> Path:
     data["model"] = small_model(data["model"], tokenizer)
     if "from" in data["model"]:
         parts = compose_run("llava15-7b/align")[0].data["model"]
+        if recipe.startswith("flamingo"):
+            parts = FLAMINGO
         build(small_model(parts, tokenizer), folder / "base")
         data["model"]["from"] = str(folder / "base")
     sources = data["data"]["sources"]
@@ -71,7 +86,8 @@ def small_model(model: dict[str, Any], tokenizer: Path) -> dict[str, Any]:
     if "scales" in model.get("connector", {}):
         model["connector"] = {**model["connector"], "scales": []}
     if "lm" in model:
-        model["lm"], model["tokenizer"] = {"config": LM}, {"from": str(tokenizer)}
+        own = model["lm"].get("config") if model.get("fusion", {}).get("kind") == "cross" else None
+        model["lm"], model["tokenizer"] = {"config": own or LM}, {"from": str(tokenizer)}
     for name, part in model.get("encoders", {}).items():
         fields = {key: value for key, value in part.items() if key not in ("from", "config")}
         model["encoders"] = {**model["encoders"], name: {**fields, "config": ENCODER}}

@@ -316,8 +316,8 @@ def _weights(
         parts.sources[0] = Source(
             weights=first.weights, keys=first.keys, label=first.label, changes=changes
         )
-    old = [name for name in parts_of(made) if name not in parts.origin]
-    own = {k: v for k, v in made.state_dict().items() if any(k.startswith(f"{n}.") for n in old)}
+    new = (*(f"{name}." for name in parts_of(made) if name not in parts.origin), "lm.")
+    own = {k: v for k, v in made.state_dict().items() if k.startswith(new) and not v.is_meta}
     sources = [*parts.sources, Source(weights=Held(own), keys=_AS_IS, label="new")]
     fill(made, sources, dtype=dtype, device=device, where=where)
     return made
@@ -349,6 +349,7 @@ def _renew(made: Retinue, parts: _Parts) -> None:
     for name, spec in plan.spec.encoders.items():
         if f"encoders.{name}" not in parts.origin:
             made.encoders[name] = ENCODERS.get(spec.kind)(spec, plan.config.encoders[name])
+    made.fusion.renew(made.lm)
 
 
 def parts_of(model: Retinue) -> dict[str, nn.Module]:

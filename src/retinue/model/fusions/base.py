@@ -47,6 +47,9 @@ class Fusion(nn.Module):
         media_width: of the visual tokens; image_id: the placeholder id.
         """
 
+    def renew(self, lm: LanguageModel) -> None:
+        """Initialised children of the layers, in place of such without data: no file holds them."""
+
     @abstractmethod
     def forward(
         self,

@@ -75,7 +75,7 @@ class Cross(Fusion):
 
     def attach(self, lm: LanguageModel, *, media_width: int, image_id: int) -> None:
         """Blocks into every N-th layer; the layers' own parameters keep their names."""
-        self.image_id = image_id
+        self.media_width, self.image_id = media_width, image_id
         spec, layers = self.spec, list(lm.layers)
         if spec.every > len(layers):
             raise ConfigError(
@@ -93,6 +93,9 @@ class Cross(Fusion):
                 mult=spec.ff_mult,
             )
             insert(layers[number], block)
+
+    def renew(self, lm: LanguageModel) -> None:
+        self.attach(lm, media_width=self.media_width, image_id=self.image_id)
 
     def forward(
         self,

@@ -129,6 +129,7 @@ def gated(kind: type[nn.Module]) -> type[nn.Module]:
 
 
 def insert(layer: nn.Module, block: GatedBlock) -> None:
-    """Give a decoder layer its block: names of the layer's own parameters stay as they are."""
-    layer.__class__ = gated(type(layer))
+    """Give a decoder layer its block, or a new one: the layer's parameters keep their names."""
+    if not isinstance(layer, _Gated):
+        layer.__class__ = gated(type(layer))
     layer.add_module(CHILD, block)
