@@ -37,6 +37,7 @@ def show_pairs(wanted: bool) -> None:
         "retinue convert runs/llava15-7b-align/model llava-out --to llava --tower include",
         "retinue convert runs/moss2-2b-sft/model out --to llava_moss2 --files bin",
         "retinue convert folder-with-image_model-and-text_model out --to mm_simple",
+        "retinue convert SPHINX-MoE sphinx-moe-4 --to sphinx --shards 4",
         "retinue convert --list",
     )
 )
@@ -44,7 +45,7 @@ def convert(
     source: Annotated[str, typer.Argument(help="A folder or hub id in any known format.")],
     target: Annotated[Path, typer.Argument(help="The folder to write.")],
     to: Annotated[
-        Literal["retinue", "llava", "llava_moss2", "moss2", "hf", "mm_simple", "hf-pair"],
+        Literal["retinue", "llava", "llava_moss2", "moss2", "hf", "mm_simple", "hf-pair", "sphinx"],
         typer.Option(help="The format to write; moss2 is the language model alone."),
     ],
     base: Annotated[
@@ -77,6 +78,9 @@ def convert(
         bool,
         typer.Option(help="For --to mm_simple: repeat the original converter's defects."),
     ] = False,
+    shards: Annotated[
+        int, typer.Option(min=1, max=99, help="For --to sphinx: number of files.")
+    ] = 1,
     pairs_only: Annotated[
         bool,
         typer.Option("--list", is_eager=True, callback=show_pairs, help="Show all pairs; end."),
@@ -102,6 +106,7 @@ def convert(
         tokenizer=tokenizer,
         release=release,
         exact=exact,
+        shards=shards,
     )
     if as_json:
         print_json(asdict(report))

@@ -67,7 +67,7 @@ class Regrouped(Weights):
 
     def __init__(self, weights: Weights, groups: Iterable[Group]) -> None:
         super().__init__(weights.files)
-        self._under = weights
+        self.under = weights
         self._groups = {name: group for group in groups for name in group.ours}
         self._last: tuple[Group, Tensors] | None = None
 
@@ -76,40 +76,40 @@ class Regrouped(Weights):
         found: dict[str, Path] = {}
         seen: set[str] = set()
         for name, group in self._groups.items():
-            here = [their for their in group.theirs if their in self._under.names]
+            here = [their for their in group.theirs if their in self.under.names]
             if 0 < len(here) < len(group.theirs):
                 lost = [their for their in group.theirs if their not in here]
                 raise CheckpointError(
                     f"{', '.join(lost[:3])} missing beside {here[0]}",
-                    where=str(self._under.names[here[0]]),
+                    where=str(self.under.names[here[0]]),
                     fix="download or copy the folder again",
                 )
             if here:
-                found[name] = self._under.names[here[0]]
+                found[name] = self.under.names[here[0]]
                 seen.update(here)
-        rest = {name: file for name, file in self._under.names.items() if name not in seen}
+        rest = {name: file for name, file in self.under.names.items() if name not in seen}
         return found | rest
 
     def read(self, name: str) -> Tensor:
         group = self._groups.get(name)
         if group is None:
-            return self._under.read(name)
+            return self.under.read(name)
         if self._last is None or self._last[0] is not group:
             self._last = None
-            values = [self._under.read(their) for their in group.theirs]
+            values = [self.under.read(their) for their in group.theirs]
             self._last = group, group.read(values)
         return self._last[1][group.ours.index(name)]
 
     def shape(self, name: str) -> tuple[int, ...]:
         group = self._groups.get(name)
         if group is None:
-            return self._under.shape(name)
-        empty = [torch.empty(self._under.shape(n), device="meta") for n in group.theirs]
+            return self.under.shape(name)
+        empty = [torch.empty(self.under.shape(n), device="meta") for n in group.theirs]
         return tuple(group.read(empty)[group.ours.index(name)].shape)
 
     def dtype(self, name: str) -> torch.dtype:
         group = self._groups.get(name)
-        return self._under.dtype(name if group is None else group.theirs[0])
+        return self.under.dtype(name if group is None else group.theirs[0])
 
 
 def written(

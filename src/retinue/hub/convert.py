@@ -26,6 +26,7 @@ from retinue.hub.modelzoo_out import MODELZOO, write_modelzoo
 from retinue.hub.resolve import resolve
 from retinue.hub.save import write_settings, write_weights
 from retinue.hub.sources import Encoders, Opened, has_tokenizer, open_folder
+from retinue.hub.sphinx_out import write_sphinx
 from retinue.hub.stream import (
     Fingerprint,
     cast,
@@ -40,7 +41,7 @@ from retinue.model.adapters import base_state, merge_adapters
 from retinue.model.spec import RetinueConfig
 from retinue.processor import Processor
 
-Target = Literal["retinue", "llava", "llava_moss2", "moss2", "hf", "mm_simple", "hf-pair"]
+Target = Literal["retinue", "llava", "llava_moss2", "moss2", "hf", "mm_simple", "hf-pair", "sphinx"]
 Files = Literal["safetensors", "bin", "projector"]
 FORMATS_WITH: dict[Files, tuple[Target, ...]] = {
     "safetensors": get_args(Target),
@@ -81,6 +82,7 @@ def convert(
     tokenizer: str | Path | None = None,
     release: str = "2.9",
     exact: bool = False,
+    shards: int = 1,
 ) -> ConvertReport:
     """Write any folder that `load` reads as retinue, an original LLaVA or transformers' Llava/Next.
 
@@ -89,8 +91,8 @@ def convert(
     writes it into the checkpoint unless the model came with a separate one that is unchanged.
     files: bin writes `pytorch_model.bin`, projector only `mm_projector.bin`. tokenizer: a folder,
     for sources that have none. release, exact: of mm_simple, the format's version, and whether to
-    repeat its converter's defects. Raises CheckpointError for what the target cannot express;
-    EnvError without room.
+    repeat its converter's defects. shards: of sphinx, number of files. Raises CheckpointError for
+    what the target cannot express; EnvError without room.
     """
     if to in get_args(Target) and to not in FORMATS_WITH[files]:
         raise ConfigError(
@@ -128,6 +130,24 @@ def convert(
             notes=notes,
         )
     assert processor is not None
+    if to == "sphinx":
+        written, notes = write_sphinx(
+            opened,
+            tensors,
+            Path(dst),
+            shards=shards,
+            dtype=dtype,
+            processor=processor,
+            source=src,
+        )
+        return ConvertReport(
+            source=opened.format,
+            target=to,
+            folder=Path(dst),
+            coverage=cover,
+            written=written,
+            notes=[*opened.notes, *notes],
+        )
     if own:
         plan = _to_llava(
             opened, processor, tensors, tower=tower, dtype=dtype, moss2=to == "llava_moss2"
