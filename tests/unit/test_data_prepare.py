@@ -1,0 +1,146 @@
+"""Preparing HDF5: several processes, stopped runs, broken records, settings that are refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from retinue.core.errors import ConfigError
+from retinue.data.prepare import lane
+from retinue.data.prepare.run import prepare
+from retinue.data.prepare.spec import parse_spec
+from retinue.data.prepare.writer import read_rows
+
+TEMPLATE = "{% for m in messages %}{{ m['role'] + ' ' + m['content'] + ' end ' }}{% endfor %}"
+
+
+def make(root, *, records=90, broken=()):
+    folder = root / "tokenizer"
+    folder.mkdir()
+    words = ["[UNK]", "end", "user", "assistant", "word", *(f"n{i}" for i in range(records))]
+    fast = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    fast.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "end"}))
+    rows = []
+    for i in range(records):
+        turns = [{"from": "human", "value": "word"}, {"from": "gpt", "value": f"n{i}"}]
+        if i in broken:
+            turns[0]["from"] = "nobody"
+        rows.append({"id": i, "conversations": turns})
+    (root / "raw.json").write_text(json.dumps(rows))
+
+
+def settings(root, out, **processing):
+    return parse_spec(
+        {
+            "setup": {
+                "data": {"type": "local", "source": str(root / "raw.json")},
+                "output_dir": str(out),
+                "mode": "finetuning",
+                "processes": processing.pop("processes", 1),
+            },
+            "processing": {
+                "huggingface_tokenizer": str(root / "tokenizer"),
+                "max_seq_length": 16,
+                "min_sequence_len": 2,
+                "read_chunk_size": 1,
+                "write_chunk_size": 2,
+                "read_hook": "x.hooks:finetuning_llava_hook",
+                "read_hook_kwargs": {
+                    "multi_turn_key": "conversations",
+                    "image_key": "image",
+                    "image_token": "<image>",
+                    "phase": 2,
+                },
+                **processing,
+            },
+            "dataset": {"is_multimodal": True, "chat_template": TEMPLATE},
+        },
+        where="test",
+    )
+
+
+def answers(made):
+    """The id of each record's answer, over all files."""
+    found = [row.data[0] for path in made.files for row in read_rows(path)]
+    return [int(ids[ids > 4][0]) - 5 for ids in found]
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_every_record_once(tmp_path, processes, shuffle):
+    make(tmp_path)
+    spec = settings(tmp_path, tmp_path / "out", processes=processes, shuffle=shuffle)
+    made = prepare(spec)
+    assert sorted(answers(made)) == list(range(90))
+    assert (answers(made) == sorted(answers(made))) == (processes == 1 and not shuffle)
+    assert made.report["post-process"]["n_examples"] == 90
+    assert not list(made.folder.glob(".part-*"))
+    assert prepare(spec).report == made.report
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_stopped_run_goes_on(tmp_path, monkeypatch, after, shuffle):
+    make(tmp_path)
+    straight = prepare(settings(tmp_path, tmp_path / "straight", shuffle=shuffle))
+    spec = settings(tmp_path, tmp_path / "out", shuffle=shuffle)
+    real, calls = lane.write_file, []
+
+    def stop(path, rows, **options):
+        real(path, rows, **options)  # as if killed between a file and its journal
+        calls.append(path)
+        if len(calls) == after:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(lane, "write_file", stop)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(spec)
+    monkeypatch.setattr(lane, "write_file", real)
+    made = prepare(spec)
+    assert answers(made) == answers(straight)
+    assert [path.name for path in made.files] == [path.name for path in straight.files]
+    assert made.report["post-process"] == straight.report["post-process"]
+
+
+def test_broken_records_are_listed(tmp_path):
+    make(tmp_path, broken=(3, 40))
+    made = prepare(settings(tmp_path, tmp_path / "out"))
+    assert sorted(answers(made)) == [i for i in range(90) if i not in (3, 40)]
+    assert [place.rpartition(" ")[2] for place, _ in made.skipped] == ["4", "41"]
+    assert "nobody" in made.skipped[0][1]
+    assert made.report["post-process"]["broken_records"] == 2
+
+
+def test_other_settings_are_refused(tmp_path):
+    make(tmp_path)
+    prepare(settings(tmp_path, tmp_path / "out"))
+    with pytest.raises(ConfigError, match="restart"):
+        prepare(settings(tmp_path, tmp_path / "out", max_seq_length=32))
+    made = prepare(settings(tmp_path, tmp_path / "out", max_seq_length=32), restart=True)
+    assert len(answers(made)) == 90
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "says"),
+    [
+        ("dataset", "max_seq_length", "belongs to processing"),
+        ("processing", "max_seq_len", "did you mean 'max_seq_length'"),
+        ("setup", "slurm", "not supported"),
+    ],
+)
+def test_wrong_keys_are_named(section, key, says):
+    data = {
+        "setup": {"data": {"source": "x"}, "mode": "finetuning"},
+        "processing": {
+            "huggingface_tokenizer": "x",
+            "read_hook": "x",
+            "read_hook_kwargs": {"a_key": "b"},
+        },
+        "dataset": {},
+    }
+    data[section] = {**data[section], key: 1}
+    with pytest.raises(ConfigError, match=says):
+        parse_spec(data, where=str(Path("x.yaml")))
