@@ -59,6 +59,10 @@ KNOWN: dict[str, PreTrainedConfig] = {
     "llama, biases": LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True),
     "llama, tied, wide heads": LlamaConfig(**SIZES, tie_word_embeddings=True, head_dim=16),
     "llama, scaled rope": LlamaConfig(**SIZES, rope_parameters=LLAMA3),
+    "llama, rope by length": LlamaConfig(
+        **{**SIZES, "max_position_embeddings": 12},
+        rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0},
+    ),
     "mistral": MistralConfig(**SIZES, sliding_window=None),
     "qwen2": Qwen2Config(**SIZES),
     "qwen3": Qwen3Config(**SIZES, head_dim=16),
@@ -70,9 +74,6 @@ ODD: dict[str, PreTrainedConfig] = {
         **SIZES, use_sliding_window=True, sliding_window=8, max_window_layers=1
     ),
     "activation": LlamaConfig(**SIZES, hidden_act="gelu"),
-    "dynamic rope": LlamaConfig(
-        **SIZES, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
-    ),
     "a part turns": Phi3Config(
         **SIZES,
         rope_parameters={

@@ -19,6 +19,7 @@ from retinue.convert.weights import Weights, load_pickle
 from retinue.core.errors import CheckpointError, ConfigError
 from retinue.hub.convert import convert
 from retinue.hub.load import load, load_with_report
+from retinue.model.lm.fused import unlike
 
 CASES = cases("llava-moss2", "*infer*", having="outputs.json")
 TRAINED = cases("llava-moss2", "*train*", having="training_log.json")
@@ -169,8 +170,9 @@ def test_the_weights_tell_the_projector(case: Path, tmp_path: Path) -> None:
 @ids
 def test_sticky_rope_is_kept_when_asked(case: Path) -> None:
     (folder,) = [f.parent for f in case.glob("*/config.json") if "moss2" in f.read_text()]
-    assert load(folder)[0].lm.base.rotary_emb.__class__.__name__ == "SequenceRope"
-    assert load(folder, rope="sticky")[0].plan.spec.rope == "sticky"
+    own, sticky = load(folder)[0], load(folder, rope="sticky")[0]
+    assert (own.plan.spec.rope, sticky.plan.spec.rope) == ("sequence", "sticky")
+    assert (unlike(own), unlike(sticky)) == (None, "rope StickyRope")
     with pytest.raises(ConfigError, match="sticky"):
         load(folder, rope="stiky")
 

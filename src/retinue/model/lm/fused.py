@@ -3,8 +3,8 @@
 Legend: B rows, T new tokens, S cached and new tokens, D head width, W width, V vocabulary.
 
 transformers' layers remain the reference and the fallback: whatever is not recognised exactly
-(another layer class, sliding windows, adapters, hooks, a rope that depends on the length, an
-accelerator) is decoded by the model itself.
+(another layer class, sliding windows, adapters, hooks, a rope that remembers, an accelerator) is
+decoded by the model itself.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from retinue.model.lm.fused_cache import FusedCache
 from retinue.model.lm.fused_layer import FusedLayer, Sight, norm_of, product
 from retinue.model.quant.base import QuantLinear
 from retinue.model.retinue import Retinue
+from retinue.model.ropes.sequence import SequenceRope
 from retinue.ops.plan import plan_cached, plan_documents
 from retinue.types import Batch, Cache, LMInputs, Output
 
@@ -128,15 +129,21 @@ class Twin:
 
     def angles(self, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines of positions, (B, T, 1, D) each, sines minus in their first half."""
-        need = int(positions_BT.max()) + 1
-        if need > len(self.turns):
-            positions = torch.arange(-(-need // TABLE) * TABLE)[None]
-            cos, sin = self.rotary(torch.zeros(1, dtype=torch.float32), positions)
-            half = sin.shape[-1] // 2
-            signed = torch.cat([-sin[..., :half], sin[..., half:]], -1)
-            self.turns = torch.stack([cos[0], signed[0]], 1).to(self.dtype)
-        found = self.turns[positions_BT]
+        if isinstance(self.rotary, SequenceRope):  # which no table can hold
+            found = self.turned(positions_BT)
+        else:
+            need = int(positions_BT.max()) + 1
+            if need > len(self.turns):
+                self.turns = self.turned(torch.arange(-(-need // TABLE) * TABLE)[None])[0]
+            found = self.turns[positions_BT]
         return found[:, :, :1], found[:, :, 1:]
+
+    def turned(self, positions_BT: Tensor) -> Tensor:
+        """(B, T, 2, D) cosines and signed sines."""
+        cos, sin = self.rotary(torch.zeros(1, dtype=torch.float32), positions_BT)
+        half = sin.shape[-1] // 2
+        signed = torch.cat([-sin[..., :half], sin[..., half:]], -1)
+        return torch.stack([cos, signed], 2).to(self.dtype)
 
 
 # ---------------------------------------------------------------- what is recognised
@@ -193,11 +200,13 @@ def windowed(config: Any, layers: list[Any]) -> bool:
 def unlike_parts(lm: Any, norm: type) -> str | None:
     """As `unlike`, of the modules below the layers: exact classes, no hooks, full rotation."""
     rotary = lm.base.rotary_emb
-    if getattr(rotary, "rope_type", None) not in ROPES:
-        return f"rope type {getattr(rotary, 'rope_type', None)}"
-    if 2 * len(rotary.inv_freq) != lm.layers[0].self_attn.head_dim:
+    scaled = type(rotary) is SequenceRope
+    if not scaled and getattr(rotary, "rope_type", None) not in ROPES:
+        return f"rope {getattr(rotary, 'rope_type', type(rotary).__name__)}"
+    width = rotary.width if scaled else 2 * len(rotary.inv_freq)
+    if width != lm.layers[0].self_attn.head_dim:
         return "only a part of each head turns"
-    exact = (nn.Linear, nn.Embedding, nn.Dropout, nn.ModuleList, nn.SiLU)
+    exact = (nn.Linear, nn.Embedding, nn.Dropout, nn.ModuleList, nn.SiLU, SequenceRope)
     norms = [layer.input_layernorm for layer in lm.layers]
     if any(type(found) is not norm for found in (*norms, lm.base.norm)):
         return "norms of another kind"
