@@ -6,6 +6,7 @@ The parts, the data and the keys that the original writes are those of the golde
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -206,3 +207,22 @@ def zero(folder: Path) -> Path:
     file = folder / "zero2.json"
     file.write_text(json.dumps({"zero_optimization": {"stage": 2, "overlap_comm": False}}))
     return file
+
+
+def test_a_resumed_run_keeps_each_stage_s_conversation(here: Path) -> None:
+    """Stopped within the second stage, and once more after its end."""
+    command = ["train", "moss2-2b/two-stage", "--out", "resumed", *SMALL, *parts()]
+    command += [*source("finetune", under="stages.sft.data"), *sized("align", "sft")]
+    assert run([*command, "checkpoint.every=1"]) == 0
+    straight = Weights.of(Path("resumed/model"))
+    wanted = {name: straight.read(name).clone() for name in straight}
+    newest = sorted(Path("resumed/checkpoints").iterdir())[-1]
+    for lost in (newest, None):
+        if lost is not None:
+            shutil.rmtree(lost)
+        shutil.rmtree("resumed/model")
+        assert run([*command, "checkpoint.every=1"]) == 0
+        model, processor = retinue.load("resumed/model")
+        assert processor.template.name == "llava_llama_2"
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, wanted[name]), name
