@@ -36,11 +36,8 @@ class Rows:
         counts, first = [], None
         for path in self.files:
             file = self._file(path)
-            if (
-                "data" not in file
-                or file["data"].ndim != 3
-                or file["data"].shape[1] < len(FEATURES)
-            ):
+            data = file.get("data")
+            if data is None or data.ndim != 3 or data.shape[1] < len(FEATURES):
                 raise DataError(
                     "no rows of token features",
                     where=str(path),
