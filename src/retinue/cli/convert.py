@@ -38,6 +38,7 @@ def show_pairs(wanted: bool) -> None:
         "retinue convert runs/moss2-2b-sft/model out --to llava_moss2 --files bin",
         "retinue convert folder-with-image_model-and-text_model out --to mm_simple",
         "retinue convert SPHINX-MoE sphinx-moe-4 --to sphinx --shards 4",
+        "retinue convert released.pt,tuned.pt,tuning.json out --to retinue --base mpt-7b",
         "retinue convert --list",
     )
 )
@@ -45,7 +46,17 @@ def convert(
     source: Annotated[str, typer.Argument(help="A folder or hub id in any known format.")],
     target: Annotated[Path, typer.Argument(help="The folder to write.")],
     to: Annotated[
-        Literal["retinue", "llava", "llava_moss2", "moss2", "hf", "mm_simple", "hf-pair", "sphinx"],
+        Literal[
+            "retinue",
+            "llava",
+            "llava_moss2",
+            "moss2",
+            "hf",
+            "mm_simple",
+            "hf-pair",
+            "sphinx",
+            "flamingo",
+        ],
         typer.Option(help="The format to write; moss2 is the language model alone."),
     ],
     base: Annotated[

@@ -6,15 +6,16 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 from retinue.core.errors import DataError
-from retinue.data.formats import open_format
+from retinue.data.formats import Format, open_format
 from retinue.data.index import Measure, Progress, Skipped, cached_index
 from retinue.data.loader import Loader, Prepares
 from retinue.data.mixture import Mixture, Source, held_out
 from retinue.data.plan import EpochPlan, Schedule, plan_epoch
 from retinue.data.spec import DataSpec, SourceSpec
+from retinue.data.turns import Turns
 
 
 class DataProcessor(Measure, Prepares, Protocol):
@@ -162,6 +163,9 @@ def open_source(
         empty_answers=source.empty_answers,
     )
     about = f"{processor.fingerprint()}/{source.format}/{media_root}/{source.empty_answers}"
+    if source.turns is not None:
+        file = cast(Format, Turns(file, source.turns))  # read like one, never opened by name
+        about += f"/{source.turns.model_dump_json()}"
     index = cached_index(
         file,
         processor,

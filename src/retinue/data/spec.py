@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 from retinue.core.spec import Spec
 from retinue.data.formats import FORMATS
 from retinue.data.sampler import SAMPLERS
+from retinue.data.turns import TurnsSpec
 
 
 def _format(name: str) -> str:
@@ -29,6 +30,7 @@ class SourceSpec(Spec):
     ratio: how often an epoch visits it: 2.0 = twice, 0.5 = another half each epoch.
     limit: use only the first so many records. type: a label for type-wise samplers and reports.
     empty_answers: accept empty answers, for runs that repeat an original's label masks.
+    turns: {add, max_media}: each record goes on with others of this file, as further turns.
     """
 
     path: str
@@ -38,6 +40,7 @@ class SourceSpec(Spec):
     media_root: str | None = None
     limit: int | None = Field(default=None, gt=0)
     empty_answers: bool = False
+    turns: TurnsSpec | None = None
 
 
 class DataSpec(Spec):

@@ -20,6 +20,7 @@ from retinue.convert.translation import foreign
 from retinue.core.errors import CheckpointError, ConfigError
 from retinue.core.files import versions, write_json
 from retinue.hub.files import SHARD_BYTES, BinWriter, ShardWriter, whole_folder
+from retinue.hub.flamingo_export import to_flamingo
 from retinue.hub.grow import grown, image_token
 from retinue.hub.load import TemplateChoice, load_with_report, make_processor
 from retinue.hub.modelzoo_out import MODELZOO, write_modelzoo
@@ -41,7 +42,9 @@ from retinue.model.adapters import base_state, merge_adapters
 from retinue.model.spec import RetinueConfig
 from retinue.processor import Processor
 
-Target = Literal["retinue", "llava", "llava_moss2", "moss2", "hf", "mm_simple", "hf-pair", "sphinx"]
+Target = Literal[
+    "retinue", "llava", "llava_moss2", "moss2", "hf", "mm_simple", "hf-pair", "sphinx", "flamingo"
+]
 Files = Literal["safetensors", "bin", "projector"]
 FORMATS_WITH: dict[Files, tuple[Target, ...]] = {
     "safetensors": get_args(Target),
@@ -98,6 +101,8 @@ def convert(
         raise ConfigError(
             f"{files} files of {to}", rule=f"only {', '.join(FORMATS_WITH[files])} have them"
         )
+    if to == "flamingo":
+        return to_flamingo(src, dst, base=base, encoders=encoders, dtype=dtype)
     own = to in ("llava", "llava_moss2")
     opened = open_folder(src, base=base, encoders=encoders, own_tower=own)
     if tokenizer is not None:
