@@ -23,6 +23,7 @@ from retinue.media.views import StreamSpec, ViewPolicyField
 from retinue.model.spec import Plan, RetinueConfig
 from retinue.ops.collate import collate
 from retinue.processor_hf import HFProcessing
+from retinue.processor_ready import example_of
 from retinue.processor_video import unfold
 from retinue.text.labels import tokenize
 from retinue.text.template import Template, resolve
@@ -84,6 +85,8 @@ class Processor(HFProcessing):
         where = f"sample {sample.id}"
         sample = self.unfold(sample, pixels=pixels)
         items = [self.item(media, where=where, pixels=pixels) for media in sample.media]
+        if sample.ready is not None:
+            return self.truncate(example_of(sample.id, sample.ready, items, id=self.image_id))
         segments = self.template.render(sample.messages, reply=not train)
         found = tokenize(
             segments,

@@ -67,12 +67,30 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """Tokens that a data file holds already, for one tokenizer and one number of visual tokens.
+
+    labels, weights: one for each token, unshifted (labels[t] = tokens[t] or IGNORE); slots: (first
+    token, number of them) of every picture, in the order of the sample's media.
+    """
+
+    tokens: tuple[int, ...]
+    labels: tuple[int, ...]
+    slots: tuple[tuple[int, int], ...] = ()
+    weights: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One conversation as a format reads it. `meta`: references, task, source."""
+    """One conversation as a format reads it. `meta`: references, task, source.
+
+    ready: its tokens, where the file has them; messages then only hold the pictures.
+    """
 
     id: str
     messages: tuple[Message, ...]
     meta: Mapping[str, Any] = field(default_factory=dict)
+    ready: Ready | None = None
 
     @property
     def media(self) -> list[Media]:

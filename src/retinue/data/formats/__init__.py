@@ -12,6 +12,7 @@ FORMATS: Registry[type[Format]] = Registry(
     "format",
     {
         "chat": "retinue.data.formats.chat:Chat",
+        "hdf5": "retinue.data.formats.hdf5:Hdf5",
         "instruct": "retinue.data.formats.instruct:Instruct",
         "llava": "retinue.data.formats.llava:Llava",
     },
@@ -24,7 +25,7 @@ def detect_format(path: str | Path) -> str:
     Raises DataError where no format does, with what the first of them found wrong.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.is_file() and not holds_hdf5(path):
         raise DataError(
             "there is no such file" if not path.exists() else "this is no file",
             where=str(path),
@@ -45,6 +46,11 @@ def detect_format(path: str | Path) -> str:
         "'output'; formats: " + ", ".join(FORMATS),
         fix="name the format with 'format:', or convert the file",
     )
+
+
+def holds_hdf5(path: Path) -> bool:
+    """Whether `path` is a folder of HDF5 files, which count as one source."""
+    return path.is_dir() and next(path.glob("*.h5"), None) is not None
 
 
 def open_format(
