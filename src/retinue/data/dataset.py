@@ -163,6 +163,8 @@ def open_source(
         empty_answers=source.empty_answers,
     )
     about = f"{processor.fingerprint()}/{source.format}/{media_root}/{source.empty_answers}"
+    for other in getattr(file, "files", ()):  # a list of files is also as new as these
+        about += f"/{other}:{other.stat().st_size}:{other.stat().st_mtime_ns}"
     if source.turns is not None:
         file = cast(Format, Turns(file, source.turns))  # read like one, never opened by name
         about += f"/{source.turns.model_dump_json()}"

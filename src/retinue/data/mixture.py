@@ -62,7 +62,7 @@ class Mixture:
             tokens=[source.index.tokens[row] for source, row in picked],
             views=[source.index.views[row] for source, row in picked],
             words=[source.index.words[row] for source, row in picked],
-            types=[source.type for source, _ in picked],
+            types=[type_of(source, row) for source, row in picked],
         )
 
     def epoch(self, epoch: int, *, seed: int = 0) -> list[int]:
@@ -86,6 +86,12 @@ class Mixture:
             chosen += sorted(first + cycle[k % n] for k in range(start, stop)) if n else []
             first += n
         return chosen
+
+
+def type_of(source: Source, row: int) -> str | None:
+    """The type of a record: its source's, or its own in a format that has one for each."""
+    own: Sequence[str] | None = getattr(source.format, "types", None)
+    return own[row] if source.type is None and own is not None else source.type
 
 
 def held_out(sample_id: str, *, fraction: float, seed: int = 0) -> bool:

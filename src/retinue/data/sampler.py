@@ -60,6 +60,8 @@ SAMPLERS: Registry[type[Sampler]] = Registry(
         "shuffle": "retinue.data.sampler:Shuffle",
         "sequential": "retinue.data.sampler:Sequential",
         "length": "retinue.data.sampler:Length",
+        "accessory": "retinue.data.types_order:AccessoryTypes",
+        "accessory-sorted": "retinue.data.types_order:AccessorySorted",
         "llava-length": "retinue.data.grouping:LlavaLength",
         "llava-modality": "retinue.data.grouping:LlavaModality",
         "m3-length": "retinue.data.grouping:M3Length",

@@ -12,6 +12,8 @@ VIEWS: Registry[type] = Registry(
         "quad": "retinue.media.quad:Quad",
         "nine": "retinue.media.quad:Nine",
         "accessory": "retinue.media.accessory:Accessory",
+        "random_crop": "retinue.media.random_crop:RandomCrop",
+        "centre_crop": "retinue.media.random_crop:CentreCrop",
         "anyres": "retinue.media.anyres:AnyRes",
     },
 )

@@ -91,3 +91,21 @@ class AccessoryDialog(LabelPolicy):
         if not answers:
             raise DataError("no token to learn from", rule="one assistant message must have text")
         return Tokenized(tokens=tokens, labels=labels, places=done.places)
+
+
+class AccessorySingle(LabelPolicy):
+    """All after the prompt, eos included.
+
+    Where the prompt ends is counted on the prompt alone: a token that spans the border of prompt
+    and answer moves it by one.
+    """
+
+    kind: Literal["accessory-single"] = "accessory-single"
+
+    def tokenize(self, segments: Sequence[Segment], tokenizer: Tokenizer) -> Tokenized:
+        whole = encode(segments, tokenizer)
+        prompt = encode([s for s in segments if not s.train], tokenizer)
+        tokens = [*whole.tokens, *([] if tokenizer.eos_id is None else [tokenizer.eos_id])]
+        start = len(prompt.tokens)
+        labels = [IGNORE] * start + tokens[start:]
+        return Tokenized(tokens=tokens, labels=labels[: len(tokens)], places=whole.places)

@@ -86,6 +86,7 @@ LABELS: Registry[type[LabelPolicy]] = Registry(
         "assistant": "retinue.text.labels:Assistant",
         "prompt": "retinue.text.labels:Prompt",
         "accessory": "retinue.text.accessory:AccessoryDialog",
+        "accessory-single": "retinue.text.accessory:AccessorySingle",
         "llava-v1": "retinue.text.llava:LlavaV1",
         "llava-llama2": "retinue.text.llava:LlavaLlama2",
         "llava-mpt": "retinue.text.llava:LlavaMpt",

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from retinue.core.lazy import need
 from retinue.core.spec import Spec
 from retinue.model.freeze import TrainableTable
+from retinue.train.adamw_plain_eps import AdamWPlainEps
 from retinue.train.muon import with_muon
 
 
@@ -22,11 +23,12 @@ class OptimSpec(Spec):
 
     kind: adamw8bit keeps the moments in 8 bits (bitsandbytes); muon moves the matrices of numbered
     layers by Muon (Jordan et al. 2024; scaled to AdamW's step as in arXiv 2502.16982) and the rest
-    by AdamW: small models learn in fewer updates from scratch. decay: which parameters decay, see
+    by AdamW: small models learn in fewer updates from scratch; adamw_plain_eps adds eps to the
+    uncorrected second moment (Cerebras ModelZoo). decay: which parameters decay, see
     `DECAY`. clip: largest norm of all gradients together; None = no clipping.
     """
 
-    kind: Literal["adamw", "adamw8bit", "muon"] = "adamw"
+    kind: Literal["adamw", "adamw8bit", "muon", "adamw_plain_eps"] = "adamw"
     lr: float = Field(gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
@@ -83,10 +85,26 @@ def decays_moss2(param: Param) -> bool:
     return param.module != "LayerNorm" and "bias" not in param.name
 
 
+def decays_accessory(param: Param) -> bool:
+    """LLaMA2-Accessory's rule: all but biases and the language model's norms.
+
+    Its projections' norms have names that the rule misses, so these decay.
+    """
+    norm = param.name.startswith("lm.") and param.name.endswith("norm.weight")
+    return not norm and not param.name.endswith(".bias")
+
+
+def decays_modelzoo(param: Param) -> bool:
+    """ModelZoo's rule: all but the parameters of norms and names with `bias`."""
+    return "Norm" not in param.module and "bias" not in param.name
+
+
 DECAY: dict[str, Callable[[Param], bool]] = {
     "matrices": decays_matrix,
     "llava": decays_llava,
+    "modelzoo": decays_modelzoo,
     "llava-moss2": decays_moss2,
+    "accessory": decays_accessory,
 }
 
 
@@ -162,6 +180,8 @@ def make_optimizer(
         bits = need("bitsandbytes", extra="quant", purpose="8-bit AdamW")
         optimizer: Optimizer = bits.optim.AdamW8bit(filled, **common)
         return optimizer, groups
+    if spec.kind == "adamw_plain_eps":
+        return AdamWPlainEps(filled, **common), groups
     if spec.kind == "muon":
         return with_muon(filled, **common), groups
     return torch.optim.AdamW(filled, fused=True, **common), groups

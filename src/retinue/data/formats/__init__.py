@@ -11,6 +11,7 @@ from retinue.data.formats.base import Format
 FORMATS: Registry[type[Format]] = Registry(
     "format",
     {
+        "accessory": "retinue.data.formats.accessory:Accessory",
         "chat": "retinue.data.formats.chat:Chat",
         "hdf5": "retinue.data.formats.hdf5:Hdf5",
         "instruct": "retinue.data.formats.instruct:Instruct",

@@ -32,6 +32,7 @@ TEMPLATES: Registry[Any] = Registry(
         "accessory_llava_v1": f"{_HERE}.accessory:ACCESSORY_LLAVA_V1",
         "accessory_vicuna_v1_1": f"{_HERE}.accessory:ACCESSORY_VICUNA",
         "accessory_bair_v1": f"{_HERE}.accessory:ACCESSORY_BAIR",
+        "accessory_single": f"{_HERE}.accessory:ACCESSORY_SINGLE",
         "plain": f"{_HERE}.plain:PLAIN",
         "v0_plain": f"{_HERE}.plain:V0_PLAIN",
         "guanaco": f"{_HERE}.guanaco:GUANACO",

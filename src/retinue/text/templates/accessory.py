@@ -76,3 +76,25 @@ ACCESSORY_BAIR = ACCESSORY_LLAVA_V1.model_copy(
         "roles": ("USER", "GPT"),
     }
 )
+
+
+class AccessorySingle(Template):
+    """One question as it stands and its answer: LLaMA2-Accessory's single-turn data.
+
+    The prompt is the user's text, whole; labels `accessory-single` put eos behind the answer.
+    """
+
+    @property
+    def stop(self) -> list[str]:
+        return []
+
+    def _render(self, turns: list[Turn], *, reply: bool) -> list[Segment]:
+        roles = [turn.role for turn in turns]
+        if roles not in (["user"], ["user", "assistant"]):
+            self.refuse(f"messages of {', '.join(roles)}", "one question, one answer")
+        out = [Segment(media=number) for turn in turns for number in turn.media]
+        out += [Segment(text=turn.text, train=turn.train, literal=True) for turn in turns]
+        return out
+
+
+ACCESSORY_SINGLE = AccessorySingle(name="accessory_single")
