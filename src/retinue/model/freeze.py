@@ -137,7 +137,17 @@ HEADER = ("group", "mode", "parameters", "trainable", "total", "lr")
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Dotted glob: `*` within one part of the name, `**` over any number of parts."""
+    """Dotted glob: `*` within one part of the name, `**` over any number of parts.
+
+    After `re:` a regular expression, found anywhere in the name.
+    """
+    if pattern.startswith("re:"):
+        try:
+            return re.search(pattern.removeprefix("re:"), name) is not None
+        except re.error as error:
+            raise ConfigError(
+                f"{pattern!r} is no regular expression: {error}", where="train.stages.*.trainable"
+            ) from None
     return re.fullmatch(_regex(pattern), name) is not None
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from retinue.core.spec import Spec
-from retinue.train.rates import RatePart
+from retinue.train.rates import RatePart, listed
 
 
 class ScheduleSpec(Spec):
