@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from fake_processor import FakeProcessor
 
+from fake_processor import FakeProcessor
 from retinue.core.errors import DataError
 from retinue.data.dataset import open_dataset
 from retinue.data.formats import open_format
