@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from retinue.cli.common import Device, Overrides, Quant, examples, note, verb
+from retinue.cli.common import Overrides, Quant, examples, note, verb
 
 if TYPE_CHECKING:
     from retinue.data.dataset import Dataset
@@ -29,6 +29,7 @@ app = verb()
         "retinue train my.yaml train.stages.sft.steps=100 --device cpu",
         "retinue train llava15-7b/lora --quant bnb4",
         "retinue train moss2-2b/sft --deepspeed zero2.json",
+        "retinue train params_mm_llava_phase1.yaml --mode train --model-dir runs/phase1",
     ),
 )
 def train_verb(
@@ -39,8 +40,37 @@ def train_verb(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the run; default: report.dir, or runs/RECIPE.")
     ] = None,
-    device: Device = "auto",
+    device: Annotated[
+        Literal["auto", "cpu", "cuda", "mps", "gpu"],
+        typer.Option(help="Where to compute; gpu is cuda. `retinue doctor` says what auto is."),
+    ] = "auto",
     quant: Quant = None,
+    mode: Annotated[
+        Literal["train", "eval", "train_and_eval", "eval_all"],
+        typer.Option(help="For a params file of ModelZoo: what to do with it."),
+    ] = "train",
+    model_dir: Annotated[
+        Path | None, typer.Option("--model-dir", "--model_dir", help="ModelZoo's name of --out.")
+    ] = None,
+    checkpoint_path: Annotated[
+        str | None,
+        typer.Option(
+            "--checkpoint-path",
+            "--checkpoint_path",
+            help="For a params file: start from, or evaluate, this .mdl or folder.",
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="For a params file: folder of the tokenizer.")
+    ] = None,
+    validate_only: Annotated[
+        bool,
+        typer.Option(
+            "--validate-only",
+            "--validate_only",
+            help="For a params file: resolve it, build without weights, read a batch, end.",
+        ),
+    ] = False,
     deepspeed: Annotated[
         Path | None, typer.Option(help="A DeepSpeed JSON whose settings the recipe takes over.")
     ] = None,
@@ -50,8 +80,27 @@ def train_verb(
 ) -> None:
     """Train a model. Run the same command again to go on where it was stopped.
 
-    Under torchrun every process is a replica; --processes starts them by itself.
+    Under torchrun every process is a replica; --processes starts them by itself. A params file of
+    ModelZoo's mm_simple is known by what it holds and runs unchanged.
     """
+    from retinue.cli.params import params_of
+
+    out, device = model_dir or out, "cuda" if device == "gpu" else device
+    params = params_of(recipe)
+    if params is not None:
+        from retinue.cli.params_run import run_params
+
+        code = run_params(
+            params,
+            name=recipe,
+            mode=mode,
+            folder=out or Path("model_dir"),
+            device=device,
+            checkpoint=checkpoint_path,
+            tokenizer=tokenizer,
+            validate_only=validate_only,
+        )
+        raise typer.Exit(code)
     from retinue.cli.launch import replicas
     from retinue.cli.run_spec import compose_run
 

@@ -119,7 +119,10 @@ def open_dataset(
     sources = opened(spec.sources)
     skipped = {source.name: source.index.skipped for source in sources}
     if isinstance(spec.validation, str):
-        train, held = sources, opened([SourceSpec(path=spec.validation)])
+        train, held = (
+            sources,
+            opened([SourceSpec(path=spec.validation, media_root=spec.validation_root)]),
+        )
         skipped |= {source.name: source.index.skipped for source in held}
     elif spec.validation is not None:
         train = [_side(source, spec=spec, held=False) for source in sources]

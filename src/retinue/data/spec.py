@@ -52,7 +52,8 @@ class DataSpec(Spec):
         step is then `global_batch` packs.
     max_views: pictures in one pack. overlong: what to do with a sample above either limit.
     on_error: stop at a broken sample, or skip it, count it and list it.
-    validation: a fraction held out by the hash of the sample id, or the path of another file.
+    validation: a fraction held out by the hash of the sample id, or the path of another file, whose
+    media paths start at validation_root.
     """
 
     sources: tuple[SourceSpec, ...] = Field(min_length=1)
@@ -66,6 +67,7 @@ class DataSpec(Spec):
     seed: int = 0
     workers: int = Field(default=0, ge=0)
     validation: float | str | None = None
+    validation_root: str | None = None
     on_error: Literal["error", "skip"] = "error"
 
     @model_validator(mode="after")

@@ -1,0 +1,219 @@
+"""Params files of ModelZoo run unchanged: both layouts, all modes, and what is refused by name."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from typer.testing import CliRunner
+
+from retinue.cli.main import app
+from retinue.cli.params import schedule_of
+from retinue.cli.params_recipe import recipe_of
+from retinue.core.errors import ConfigError, RetinueError
+from retinue.hub.convert import convert
+from retinue.hub.load import load
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "cerebras-multimodal"
+MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+
+
+def vit(width=16, layers=2, index=-2):
+    return {
+        "name": "ViTModel",
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_heads": 2,
+        "filter_size": 2 * width,
+        "image_size": [16, 16],
+        "patch_size": [8, 8],
+        "dropout_rate": 0.0,
+        "nonlinearity": "quick_gelu",
+        "position_embedding_type": "learned",
+        "use_conv_patchified_embedding": True,
+        "use_embed_proj_bias": False,
+        "use_post_embed_layer_norm": True,
+        "image_layer_idx": index,
+    }
+
+
+def model():
+    return {
+        "name": "multimodal_simple",
+        "freeze": ["^image_model.image_model_list", "^text_model"],
+        "image_model_list": {
+            "image_feature_select_mode": "patch",
+            "image_models": [{"image_encoder": vit()}],
+            "global_image_projection": {
+                "name": "FeedForwardNetwork",
+                "input_unit": 16,
+                "layers_units": [24, 24],
+                "layers_activation": ["gelu", None],
+                "use_bias": True,
+            },
+        },
+        "text_model": {
+            "name": "LlamaModel",
+            "vocab_size": 1001,
+            "hidden_size": 24,
+            "num_hidden_layers": 1,
+            "num_heads": 2,
+            "rotary_dim": 12,
+            "filter_size": 32,
+            "max_position_embeddings": 96,
+            "position_embedding_type": "rotary",
+            "norm_type": "rmsnorm",
+            "nonlinearity": "swiglu",
+            "dropout_rate": 0.0,
+            "attention_dropout_rate": 0.0,
+            "use_projection_bias_in_attention": False,
+            "use_ffn_bias_in_attention": False,
+            "use_ffn_bias": False,
+            "share_embedding_weights": False,
+        },
+        "loss_scaling": "num_tokens",
+        "loss_weight": 1.0,
+    }
+
+
+def loader():
+    return {
+        "data_processor": "MultimodalSimpleHDF5MapDataProcessor",
+        "data_dir": str(GOLDEN / "h5_llava_phase2_chat" / "out"),
+        "img_data_dir": str(GOLDEN / "images"),
+        "image_data_size": [3, 16, 16],
+        "transforms": [
+            {"name": "expand_to_square", "background_color": [122, 116, 104]},
+            {"name": "resize", "size": [16, 16], "interpolation": "bicubic"},
+            {"name": "center_crop", "size": [16, 16]},
+            {"name": "to_tensor"},
+            {"name": "normalize", "mean": MEAN, "std": STD},
+        ],
+        "batch_size": 4,
+        "shuffle": True,
+        "shuffle_seed": 274508134,
+        "drop_last": True,
+        "num_workers": 0,
+        "max_num_img": 1,
+        "num_patches": 4,
+    }
+
+
+LINEAR = {"initial_learning_rate": 0.0, "end_learning_rate": 1e-3, "total_iters": 1}
+COSINE = {"initial_learning_rate": 1e-3, "end_learning_rate": 5e-5, "total_iters": 2}
+ADAMW = {"betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01, "correct_bias": True}
+
+
+def new_layout():
+    rates = [{"SequentialLR": {"schedulers": [{"LinearLR": LINEAR}, {"CosineDecayLR": COSINE}]}}]
+    return {
+        "trainer": {
+            "init": {
+                "backend": {"backend_type": "CPU"},
+                "seed": 1,
+                "model": model(),
+                "optimizer": {"AdamW": ADAMW},
+                "schedulers": rates,
+                "precision": {"enabled": False, "max_gradient_norm": 1.0},
+                "loop": {"max_steps": 2, "eval_frequency": 1, "eval_steps": 1},
+                "checkpoint": {"steps": 2},
+                "logging": {"log_steps": 1},
+                "callbacks": [{"KeepNCheckpoints": {"n": 1}}, {"CheckLoss": {}}],
+            },
+            "fit": {"train_dataloader": loader(), "val_dataloader": {**loader(), "shuffle": False}},
+        }
+    }
+
+
+def old_layout():
+    section = model()
+    del section["name"]
+    images = section["image_model_list"]
+    images["image_models"] = [{"image_model": [vit()]}]
+    rates = [{"scheduler": "Linear", **LINEAR}, {"scheduler": "CosineDecay", **COSINE}]
+    optimizer = {"optimizer_type": "AdamW", **ADAMW, "learning_rate": rates}
+    return {
+        "train_input": loader(),
+        "eval_input": loader(),
+        "model": {**section, "mixed_precision": False, "fp16_type": "bfloat16"},
+        "optimizer": {**optimizer, "max_gradient_norm": 1.0},
+        "runconfig": {"max_steps": 2, "eval_frequency": 1, "seed": 1, "checkpoint_steps": 2},
+    }
+
+
+def run(tmp_path, data, *options):
+    file = tmp_path / "params.yaml"
+    file.write_text(yaml.safe_dump(data))
+    words = str(GOLDEN / "tokenizer_hf")
+    command = ["train", str(file), "--device", "cpu", "--tokenizer", words]
+    return CliRunner().invoke(app, [*command, "--model_dir", str(tmp_path / "out"), *options])
+
+
+def test_both_layouts_mean_the_same():
+    new, old = (
+        recipe_of(one, where="x", tokenizer="w").recipe for one in (new_layout(), old_layout())
+    )
+    old["checkpoint"]["keep"] = new["checkpoint"]["keep"]
+    assert old == new
+    stage = new["train"]["stages"][0]
+    assert stage["trainable"] == {"connector.**": "full"}
+    assert stage["optim"]["lr"] == 1e-3
+    assert [part["kind"] for part in stage["schedule"]["parts"]] == ["linear", "cosine"]
+
+
+def test_validate_only(tmp_path):
+    found = run(tmp_path, new_layout(), "--validate-only")
+    assert found.exit_code == 0, found.output
+    assert "pictures" in found.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_train_then_evaluate_then_back(tmp_path):
+    found = run(tmp_path, new_layout(), "--mode", "train_and_eval")
+    assert found.exit_code == 0, found.output
+    trained = tmp_path / "out" / "model"
+    rows = [
+        json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert any(row.get("kind") == "validation" for row in rows)
+    found = run(tmp_path, new_layout(), "--mode", "eval", "--checkpoint-path", str(trained))
+    assert found.exit_code == 0, found.output
+    assert "loss" in found.stderr
+    convert(trained, tmp_path / "cs", to="mm_simple")
+    (file,) = (tmp_path / "cs").glob("*.mdl")
+    found = run(tmp_path, old_layout(), "--mode", "eval", "--checkpoint_path", str(file))
+    assert found.exit_code == 0, found.output
+    one, _ = load(trained)
+    two, _ = load(tmp_path / "cs")
+    for name, value in one.state_dict().items():
+        assert torch.equal(value, two.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "says"),
+    [
+        (("optimizer",), {"Lamb": {}}, "Lamb"),
+        (("model", "text_model", "hiden_size"), 3, "did you mean 'hidden_size'"),
+        (("model", "text_model", "norm_type"), "layernorm", "norm_type"),
+        (("callbacks",), [{"Lora": {}}], "Lora"),
+        (("precision",), {"fp16_type": "float16"}, "float16"),
+        (("model", "freeze"), ["nothing"], "nothing"),
+        (("model", "loss_scaling"), "batch_size", "batch_size"),
+    ],
+)
+def test_what_has_no_place_is_named(place, value, says):
+    data = copy.deepcopy(new_layout())
+    at = data["trainer"]["init"]
+    for key in place[:-1]:
+        at = at[key]
+    at[place[-1]] = value
+    with pytest.raises(RetinueError, match=says):
+        recipe_of(data, where="x", tokenizer="w")
+
+
+def test_milestones_are_checked():
+    members = [{"LinearLR": LINEAR}, {"CosineDecayLR": COSINE}]
+    with pytest.raises(ConfigError, match="milestones"):
+        schedule_of([{"SequentialLR": {"schedulers": members, "milestones": [7]}}], where="x")
