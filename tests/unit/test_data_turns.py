@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from retinue.cli.main import run
 from retinue.core.errors import DataError
 from retinue.data.formats import detect_format, open_format
 from retinue.data.turns import Turns, TurnsSpec
@@ -55,3 +56,13 @@ def test_no_more_media_than_allowed(source):
     for index in range(len(ROWS)):
         sample = Turns(source, TurnsSpec(add=9, max_media=2))[index]
         assert len(sample.media) <= 2
+
+
+def test_a_published_data_set_becomes_rows(tmp_path):
+    turns = [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]
+    path = tmp_path / "w.json"
+    path.write_text(json.dumps([{"conversations": turns}]), "utf-8")
+    out = tmp_path / "out.json"
+    assert run(["data", "convert", str(path), str(out), "--from", "wizardlm"]) == 0
+    assert json.loads(out.read_text("utf-8")) == [{"input": "x", "output": "y"}]
+    assert run(["data", "convert", str(path), str(out), "--from", "wizard"]) == 2

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retinue.cli import data_preprocess, data_world
+from retinue.cli import data_convert, data_preprocess, data_world
 from retinue.cli.common import AsJson, Overrides, examples, note, print_json, verb
 from retinue.core.errors import ConfigError, DataError
 
@@ -118,6 +118,7 @@ def show(
     note(f"open {out}")
 
 
+app.command("convert", epilog=data_convert.EPILOG)(data_convert.convert)
 app.command("preprocess", epilog=data_preprocess.EPILOG)(data_preprocess.preprocess)
 app.command("world", epilog=data_world.EPILOG)(data_world.world)
 
