@@ -13,12 +13,15 @@ import pytest
 import torch
 from cases import compared
 from PIL import Image
-from sphinx_cases import batch_of, check_scores, loaded, read, with_checkpoint
+from sphinx_cases import batch_of, check_scores, folder, loaded, read, with_checkpoint
 from torch import Tensor
 
 from retinue.compat.sphinx.model import SPHINXModel
 from retinue.compat.sphinx.rows import first_batch
+from retinue.convert.consolidated import shard_files
 from retinue.convert.sphinx import sphinx_groups, trained
+from retinue.hub.convert import convert
+from retinue.hub.load import load
 from retinue.media.views import StreamSpec
 from retinue.media.whole import Pad
 from retinue.model.lm.router import imbalance, watched
@@ -187,4 +190,27 @@ def test_trained_names(case: Path) -> None:
     groups = sphinx_groups(model.config, experts="sparse" if "mixtral" in kind else None)
     names = {n for g in groups if trained(g.ours[0]) for n in g.theirs}
     assert {f"llma.{name}" for name in names} == set(read(case)[0]["trainable"])
+    compared(case)
+
+
+@named(CASES)
+@torch.no_grad()
+def test_there_and_back(case: Path, tmp_path: Path) -> None:
+    """A retinue folder, and two shards made of it, give the recorded tokens; bf16 answers too."""
+    tensors = read(case)[1]
+    model, items, visual = prepared(case)
+    convert(folder(case), tmp_path / "ours", to="retinue")
+    convert(tmp_path / "ours", tmp_path / "two", to="sphinx", shards=2)
+    assert len(shard_files(tmp_path / "two")) == 2
+    wanted = tensors["image_tokens"]
+    for place in ("ours", "two"):
+        other, processor = load(tmp_path / place, dtype=torch.float32)
+        assert processor.spec == model.processor.spec
+        words = other.look(visual)
+        assert words is not None
+        x_ITD = words.x_TD.unflatten(0, (len(items), -1))
+        torch.testing.assert_close(x_ITD[: len(wanted), : wanted.shape[1]], wanted, **CLOSE)
+    half = SPHINXModel.from_pretrained(tmp_path / "two", with_visual=True, device="cpu")
+    question = [["What's in the image?", None]]
+    assert half.generate_response(question, pictures(case)[0], max_gen_len=3)
     compared(case)
