@@ -26,7 +26,7 @@ class DropSpec(UnarySpec):
 class Drop(Unary):
     """Leaves out the first tokens of a view, also where they are patches.
 
-    ModelZoo's mm_simple does so in its mode `patch` with encoders that have no class token.
+    Source: ModelZoo's mm_simple, whose mode `patch` does so with encoders without class token.
     """
 
     Spec: ClassVar[type[UnarySpec]] = DropSpec
