@@ -11,6 +11,7 @@ CONNECTORS: Registry[type] = Registry(
         "mlp": "retinue.model.connectors.mlp:Mlp",
         "channel": "retinue.model.connectors.channel:Channel",
         "sequence": "retinue.model.connectors.sequence:Sequence",
+        "glu": "retinue.model.connectors.glu:Glu",
         "drop": "retinue.model.connectors.drop:Drop",
         "pool": "retinue.model.connectors.pool:Pool",
         "qformer": "retinue.model.connectors.qformer:QFormer",

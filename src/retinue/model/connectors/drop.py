@@ -26,7 +26,8 @@ class DropSpec(UnarySpec):
 class Drop(Unary):
     """Leaves out the first tokens of a view, also where they are patches.
 
-    Source: ModelZoo's mm_simple, whose mode `patch` does so with encoders without class token.
+    Source: mm_simple of https://github.com/Cerebras/modelzoo, whose mode `patch` does so with
+    encoders without class token.
     """
 
     Spec: ClassVar[type[UnarySpec]] = DropSpec

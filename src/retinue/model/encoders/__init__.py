@@ -8,6 +8,7 @@ ENCODERS: Registry[type] = Registry(
         "clip": "retinue.model.encoders.clip:Clip",
         "siglip": "retinue.model.encoders.siglip:Siglip",
         "dinov2": "retinue.model.encoders.dinov2:Dinov2",
+        "eva2": "retinue.model.encoders.eva2:Eva2",
         "plain_vit": "retinue.model.encoders.plain_vit:PlainViT",
         "convnext": "retinue.model.encoders.convnext:ConvNext",
         "blip2": "retinue.model.encoders.blip2:Blip2",
