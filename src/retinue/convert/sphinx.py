@@ -30,7 +30,7 @@ from retinue.convert.translation import FOREIGN, Translation
 from retinue.convert.weights import Weights
 from retinue.core.errors import CheckpointError
 from retinue.model.encoders.clip import MEAN, STD
-from retinue.model.spec import RetinueConfig
+from retinue.model.spec import ModelSpec, RetinueConfig
 
 FORMAT = "sphinx"
 IMAGE_ID = -200
@@ -75,7 +75,7 @@ def variant(llama_type: str | None, weights: Weights, *, where: str) -> tuple[st
                 "no meta.json says which model this is",
                 where=where,
                 rule="the size of its pictures is not in the weights",
-                fix='write meta.json ({"llama_type": NAME}) with one of '
+                fix='name it: llama_type=NAME, or meta.json with {"llama_type": NAME}; one of '
                 + ", ".join(name for name, v in VARIANTS.items() if v.sees),
             )
         layout = experts_layout(weights)
@@ -196,13 +196,14 @@ def sphinx_groups(
     found = lm_groups(config.text_config, experts=experts, names=names)
     for name, encoder in config.encoders.items():
         found += encoder_groups(name, encoder)
-    for place, node in branches_of(config.spec["connector"]):
+    spec = ModelSpec.parse(config.spec, where="model").model_dump()
+    for place, node in branches_of(spec["connector"]):
         query = node["of"]["kind"] == "qformer"
         their = "qformer_proj" if query else "visual_proj"
         found += modules({f"{their}.0": f"{place}net", f"{their}.1": f"{place}norm"})
         if query:
             found += qformer_groups(node["of"], f"{place}of.")
-    if config.spec["layout"]["kind"] == "bracket":
+    if spec["layout"]["kind"] == "bracket":
         for their, our in (("start_img", "layout.start"), ("end_img", "layout.end")):
             found.append(
                 Group(

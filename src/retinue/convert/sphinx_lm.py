@@ -62,7 +62,7 @@ def text_config(args: Mapping[str, Any], weights: Weights, *, where: str) -> dic
     rows, dim = weights.shape("tok_embeddings.weight")
     layers = 1 + max(int(n.split(".")[1]) for n in weights if n.startswith("layers."))
     heads = int(args.get("n_heads") or (40 if dim == 5120 else 32))
-    width = dim // heads
+    width = max(dim // heads, 1)
     fields: dict[str, Any] = {
         "model_type": "mixtral" if layout else "llama",
         "vocab_size": rows,
@@ -85,7 +85,8 @@ def text_config(args: Mapping[str, Any], weights: Weights, *, where: str) -> dic
         raise CheckpointError(
             f"{', '.join(wrong) or 'n_heads'} of the config does not fit the weights",
             where=where,
-            rule=f"the weights have width {dim} and {layers} layers",
+            rule=f"the weights have width {dim} and {layers} layers, {heads} heads are assumed",
+            fix="copy config.json into the folder, or name it: llama_config=[PATH]",
         )
     if layout is None:
         return fields | {

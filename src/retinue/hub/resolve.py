@@ -18,7 +18,7 @@ SIDE = (
     "adapter/*/*",
 )
 SAFE = ("model.safetensors", "model-*.safetensors")
-PICKLED = ("pytorch_model.bin", "pytorch_model-*.bin")
+PICKLED = ("pytorch_model.bin", "pytorch_model-*.bin", "consolidated.*.pth")
 
 TRANSPORTS = ("httpx", "httpcore", "requests", "urllib3")
 TIMEOUT_S = 10.0

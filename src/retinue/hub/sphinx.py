@@ -44,6 +44,7 @@ def open_sphinx(
 
     paths: list[str | Path] = [path] if isinstance(path, str | Path) else list(path)
     folders = [resolve(one) for one in ([base] if base is not None else []) + paths]
+    tokenizer = _tokenizer(folders, tokenizer_path)
     weights = whole_weights(folders)
     where = str(folders[-1])
     found = _last(folders, "meta.json")
@@ -65,7 +66,7 @@ def open_sphinx(
         folder=folders[-1],
         config=made.config,
         processor=made.processor,
-        tokenizer=_tokenizer(folders, tokenizer_path),
+        tokenizer=tokenizer,
         sources=[source],
         notes=made.notes,
         default="accessory",

@@ -48,8 +48,11 @@ class SPHINXModel(MetaModel):
         """
         del with_visual, mp_group
         files = [llama_config] if isinstance(llama_config, str | Path) else llama_config
+        paths: list[str | Path] = (
+            [pretrained_path] if isinstance(pretrained_path, str | Path) else list(pretrained_path)
+        )
         opened = open_sphinx(
-            pretrained_path,
+            [hub_path(path) for path in paths],
             llama_type=llama_type,
             llama_config=list(files or ()),
             tokenizer_path=tokenizer_path,
@@ -110,6 +113,16 @@ class SPHINXModel(MetaModel):
         torch.manual_seed(seed)
         np.random.seed(seed)
         return prompt_of(self, qas)
+
+
+def hub_path(path: str | Path) -> str | Path:
+    """`hf://owner/repo/tree/main/sub/folder` as retinue writes it: `owner/repo@main:sub/folder`."""
+    if not str(path).startswith("hf://"):
+        return path
+    owner, repo, *rest = str(path).removeprefix("hf://").strip("/").split("/")
+    revision = f"@{rest[1]}" if rest[:1] == ["tree"] and len(rest) > 1 else ""
+    inside = "/".join(rest[2:] if revision else rest)
+    return f"{owner}/{repo}{revision}" + (f":{inside}" if inside else "")
 
 
 def prompt_of(model: MetaModel, qas: Sequence[Turn]) -> str:
