@@ -110,7 +110,7 @@ def test_bare_prompts_with_pictures_and_ids(loaded):
     text = prompts.bare("t", "USER: <image>\nwhat? ASSISTANT:", media, params=PARAMS)
     chat = prompts.chat(ask("t", "what?", picture()), params=PARAMS)
     assert text.example.tokens.count(processor.image_id) == 16
-    assert told(text) == {"visual_tokens": None, "visual_tokens_total": 16}
+    assert told(text, processor.plan) == (16, 16)
     assert text.pictures[0].key == chat.pictures[0].key
     ids = processor.tokenizer.call("what colour")
     assert prompts.bare("i", ids, params=PARAMS).example.tokens == ids

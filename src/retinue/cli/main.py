@@ -29,6 +29,7 @@ VERBS = {
     "chat": "retinue.cli.chat",
     "generate": "retinue.cli.generate",
     "eval": "retinue.cli.eval",
+    "serve": "retinue.cli.serve",
     "data": "retinue.cli.data",
     "convert": "retinue.cli.convert",
 }

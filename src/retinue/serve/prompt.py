@@ -44,12 +44,13 @@ class Prompts:
         params: SamplingParams,
         budget: int | None = None,
         top: int = 0,
+        logprobs: bool = False,
     ) -> Request:
         """A conversation that asks for a reply. Raises DataError, MediaError, RequestError."""
         sample = self.processor.unfold(with_budget(sample, self.check_budget(budget)))
         example = self.processor.example(sample, pixels=False)
         params = with_stops(params, self.processor)
-        return self._request(example, sample.media, params=params, top=top)
+        return self._request(example, sample.media, params=params, top=top, logprobs=logprobs)
 
     def bare(
         self,
@@ -60,6 +61,7 @@ class Prompts:
         params: SamplingParams,
         budget: int | None = None,
         top: int = 0,
+        logprobs: bool = False,
     ) -> Request:
         """A prompt as it stands, `<image>` where a picture is; ids have no pictures."""
         where = f"request {id}"
@@ -97,7 +99,7 @@ class Prompts:
                 rule=f"ids are 0 to {known - 1}, no placeholder among them, and there is one",
             )
         example = self.processor.expand(id, tokens, tokens, places, items)
-        return self._request(example, shown, params=params, top=top)
+        return self._request(example, shown, params=params, top=top, logprobs=logprobs)
 
     def check_budget(self, budget: int | None) -> int | None:
         """The budget itself. Raises RequestError for one that the model does not have."""
@@ -119,7 +121,13 @@ class Prompts:
         return budget
 
     def _request(
-        self, example: Example, media: Sequence[Media], *, params: SamplingParams, top: int
+        self,
+        example: Example,
+        media: Sequence[Media],
+        *,
+        params: SamplingParams,
+        top: int,
+        logprobs: bool,
     ) -> Request:
         where = f"request {example.id}"
         params = within_room(params, self.processor, example)
@@ -138,16 +146,17 @@ class Prompts:
             pictures=pictures,
             params=params,
             top=top,
+            logprobs=logprobs,
         )
 
 
-def told(request: Request) -> dict[str, int | None]:
-    """What a reply says of visual tokens: the number per view that was asked for, and all."""
-    budgets = {item.budget for item in request.example.items}
-    return {
-        "visual_tokens": next(iter(budgets)) if len(budgets) == 1 else None,
-        "visual_tokens_total": visual_tokens(request.example),
-    }
+def told(request: Request, plan: Plan) -> tuple[int | None, int]:
+    """Visual tokens per view, None where there are several numbers or no picture; and all of them.
+
+    This is what a reply says of the budget that was used.
+    """
+    used = {plan.per_view(item.budget).length for item in request.example.items}
+    return next(iter(used)) if len(used) == 1 else None, visual_tokens(request.example)
 
 
 def content_key(media: Media) -> bytes:

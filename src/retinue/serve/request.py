@@ -37,7 +37,8 @@ class Request:
     """A prompt ready for the engine, made by `retinue.serve.prompt.Prompts`.
 
     example: its tokens and items (pixels may be absent where the features are known);
-    pictures: one per item; top: how many of the likeliest ids each step is to report.
+    pictures: one per item; top: how many of the likeliest ids each step is to report;
+    logprobs: whether the reply shows log-probabilities.
     """
 
     id: str
@@ -45,6 +46,7 @@ class Request:
     pictures: Sequence[Picture]
     params: SamplingParams
     top: int = 0
+    logprobs: bool = False
 
     @property
     def runs(self) -> list[Run]:

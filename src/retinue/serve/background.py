@@ -1,0 +1,106 @@
+"""One thread that owns the engine and steps it while there is work; others send it requests."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from retinue.core.log import get_logger
+from retinue.serve.engine import Engine
+from retinue.serve.request import Event, Request
+
+Sink = Callable[[Event], None]
+"""What takes a request's events, in the engine's thread: it must return at once."""
+
+
+class Background:
+    """An engine in a thread of its own. `submit` and `cancel` may be called from anywhere.
+
+    broken: the exception after which the engine could not be trusted any more, if there was one.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.broken: Exception | None = None
+        self._sinks: dict[str, Sink] = {}
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._wake = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._loop, name="retinue-engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """Give up what is under way and end the thread."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        self._thread.join()
+
+    def submit(self, request: Request, sink: Sink) -> None:
+        """Queue a request; every event of it goes to `sink`, the last one has a `finish`."""
+        self._send(lambda: self._add(request, sink))
+
+    def cancel(self, id: str) -> None:
+        """Forget a request; a step under way may still say something of it."""
+        self._send(lambda: self._drop(id))
+
+    def _send(self, order: Callable[[], None]) -> None:
+        with self._wake:
+            self._inbox.append(order)
+            self._wake.notify()
+
+    def _loop(self) -> None:
+        while True:
+            with self._wake:
+                while not (self._inbox or self.engine.busy or self._closing):
+                    self._wake.wait()
+                if self._closing:
+                    return
+                orders, self._inbox = self._inbox, deque()
+            for order in orders:
+                order()
+            self._step()
+
+    def _add(self, request: Request, sink: Sink) -> None:
+        self._sinks[request.id] = sink
+        try:
+            if self.broken is not None:
+                raise self.broken
+            self.engine.add(request)
+        except Exception as error:
+            self._tell(Event(id=request.id, finish="error", error=error))
+
+    def _drop(self, id: str) -> None:
+        self._sinks.pop(id, None)
+        self.engine.cancel(id)
+
+    def _step(self) -> None:
+        try:
+            events = self.engine.step() if self.engine.busy else []
+        except Exception as error:
+            events = self._recover(error)
+        for event in events:
+            self._tell(event)
+
+    def _tell(self, event: Event) -> None:
+        sink = self._sinks.get(event.id)
+        if event.finish is not None:
+            self._sinks.pop(event.id, None)
+        if sink is not None:
+            sink(event)
+
+    def _recover(self, error: Exception) -> list[Event]:
+        """Every request under way fails; the engine goes on if it is sound without them."""
+        get_logger().exception("a step of the engine failed")
+        ids = list(self.engine.requests)
+        try:
+            for id in ids:
+                self.engine.cancel(id)
+            self.engine.check_integrity()
+        except Exception as worse:
+            self.broken = worse
+            self.engine.requests.clear()
+        return [Event(id=id, finish="error", error=error) for id in ids]

@@ -1,0 +1,82 @@
+"""Before any route: API keys, the size of bodies, a count of replies."""
+
+from __future__ import annotations
+
+import hmac
+import json
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from retinue.serve.failures import ApiError
+from retinue.serve.metrics import Metrics
+
+OPEN = ("/health",)
+"""Paths that need no key."""
+
+
+class Guard:
+    """ASGI middleware. keys: any of them opens the API, none at all leaves it open to everyone."""
+
+    def __init__(
+        self, app: ASGIApp, *, keys: tuple[str, ...], body_bytes: int, metrics: Metrics
+    ) -> None:
+        self.app, self.metrics, self.body_bytes = app, metrics, body_bytes
+        self.keys = [key.encode() for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = {name.lower(): value for name, value in scope["headers"]}
+
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                route = getattr(scope.get("route"), "path", "none")
+                self.metrics.replies[route, message["status"]] += 1
+            await send(message)
+
+        if scope["path"] not in OPEN and not self._admits(headers.get(b"authorization", b"")):
+            await _answer(
+                ApiError(401, "a valid API key is needed", code="invalid_api_key"), counted
+            )
+            return
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length) > self.body_bytes:
+            await _answer(self._too_large(), counted)
+            return
+        read = 0
+
+        async def bounded() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > self.body_bytes:
+                raise HTTPException(413, self._too_large().message)
+            return message
+
+        await self.app(scope, bounded, counted)
+
+    def _admits(self, header: bytes) -> bool:
+        if not self.keys:
+            return True
+        kind, _, given = header.partition(b" ")
+        found = [hmac.compare_digest(given.strip(), key) for key in self.keys]
+        return kind.lower() == b"bearer" and any(found)
+
+    def _too_large(self) -> ApiError:
+        return ApiError(
+            413, f"a request has at most {self.body_bytes} bytes", code="request_too_large"
+        )
+
+
+async def _answer(error: ApiError, send: Any) -> None:
+    body = json.dumps(error.body).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    if error.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    if error.status == 413:
+        headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,196 @@
+"""What stands between HTTP and the engine: limits, preparation, who waits for which event."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from pydantic import Field
+from starlette.requests import Request as Http
+
+from retinue.core.errors import RetinueError
+from retinue.core.log import get_logger
+from retinue.core.spec import Spec
+from retinue.model.retinue import Retinue
+from retinue.processor import Processor
+from retinue.serve.background import Background
+from retinue.serve.engine import Engine, EngineSpec
+from retinue.serve.failures import ApiError, as_api
+from retinue.serve.messages import PictureLimits
+from retinue.serve.metrics import Metrics
+from retinue.serve.prompt import Prompts, told
+from retinue.serve.request import Event, Request
+
+
+class ServeSpec(Spec):
+    """Limits of a server.
+
+    requests: under way or waiting, more are answered 429; timeout_s: of a whole reply; body_bytes:
+    of a request, more is answered 413; choices: answers of one call; max_tokens: longest answer of
+    a request that names no limit; keys: API keys, none = everyone may ask.
+    """
+
+    requests: int = Field(default=256, ge=1)
+    timeout_s: float = Field(default=600.0, gt=0)
+    body_bytes: int = Field(default=64 * 2**20, ge=1)
+    choices: int = Field(default=16, ge=1)
+    max_tokens: int = Field(default=1024, ge=1)
+    pictures: PictureLimits = PictureLimits()
+    keys: tuple[str, ...] = ()
+
+
+class GoneError(Exception):
+    """The client has left."""
+
+
+@dataclass(slots=True, eq=False)
+class Place:
+    """A part of the server's limit on requests, held by one call until it gives it back."""
+
+    service: Service
+    count: int
+    started: float = field(default_factory=time.monotonic)
+    held: bool = True
+
+    def release(self) -> None:
+        if self.held:
+            self.held = False
+            self.service.under_way -= self.count
+
+
+class Service:
+    """One model behind an API. Its methods run in the event loop, all but `prepare`'s work."""
+
+    def __init__(
+        self,
+        model: Retinue,
+        processor: Processor,
+        *,
+        name: str,
+        engine: EngineSpec | None = None,
+        spec: ServeSpec | None = None,
+    ) -> None:
+        self.name, self.spec = name, spec or ServeSpec()
+        self.processor = processor
+        self.engine = Engine(model, processor, spec=engine)
+        self.prompts = Prompts(processor, self.engine.features)
+        self.background = Background(self.engine)
+        self.metrics = Metrics()
+        self.under_way = 0
+        self.born = int(time.time())
+
+    def check_model(self, asked: str | None) -> None:
+        """Raise ApiError for a model that is not served here."""
+        if asked is not None and asked != self.name:
+            raise ApiError(
+                404,
+                f"the model {asked!r:.80} does not exist; this server has {self.name!r}",
+                param="model",
+                code="model_not_found",
+            )
+
+    def place(self, count: int) -> Place:
+        """Room for so many requests. Raises ApiError 429 where there is none, 503 if broken."""
+        if self.background.broken is not None:
+            raise ApiError(503, "the engine has failed; restart the server", code="engine_failed")
+        if count > self.spec.requests:
+            raise ApiError(400, f"one call makes at most {self.spec.requests} requests", param="n")
+        if self.under_way + count > self.spec.requests:
+            raise ApiError(429, "too many requests are waiting; try again", code="queue_full")
+        self.under_way += count
+        return Place(self, count)
+
+    async def prepare(self, make: Callable[[], list[Request]], *, limited: bool) -> list[Request]:
+        """Requests, made in another thread; `limited` says whether they name their length.
+
+        Raises ApiError for what the model, its budgets or the engine's room cannot serve.
+        """
+        try:
+            requests = await asyncio.to_thread(make)
+            if not limited:
+                requests = [self._shortened(request) for request in requests]
+            for request in requests:
+                self.engine.check_room(request)
+        except RetinueError as error:
+            raise as_api(error) from error
+        for request in requests:
+            budget = told(request, self.processor.plan)[0]
+            if budget is not None:
+                self.metrics.budgets[budget] += len(request.pictures)
+        return requests
+
+    def _shortened(self, request: Request) -> Request:
+        """At most as long an answer as the keys and values have room for."""
+        blocks = self.engine.blocks
+        room = blocks.usable * blocks.size - len(request.example.tokens)
+        if not 1 <= room < request.params.max_new_tokens:
+            return request
+        params = request.params.model_copy(update={"max_new_tokens": room})
+        return replace(request, params=params)
+
+    async def follow(
+        self, requests: Sequence[Request], place: Place, http: Http
+    ) -> AsyncGenerator[tuple[int, Event]]:
+        """Events of some requests, each with the request's number, until all have ended.
+
+        Left early, by whatever cause, the requests that have not ended are cancelled. Raises
+        ApiError (503 after the time limit), GoneError where the client has left.
+        """
+        loop = asyncio.get_running_loop()
+        queue: asyncio.Queue[Event | None] = asyncio.Queue()
+        numbers = {request.id: number for number, request in enumerate(requests)}
+        last = dict.fromkeys(numbers, place.started)
+        metrics = self.metrics
+
+        def sink(event: Event) -> None:
+            try:
+                loop.call_soon_threadsafe(queue.put_nowait, event)
+            except RuntimeError:  # the loop has ended
+                self.background.cancel(event.id)
+
+        async def watch() -> None:
+            while (await http.receive())["type"] != "http.disconnect":
+                pass
+            queue.put_nowait(None)
+
+        watching = asyncio.create_task(watch())
+        alive = set(numbers)
+        try:
+            for request in requests:
+                self.background.submit(request, sink)
+            while alive:
+                left = place.started + self.spec.timeout_s - time.monotonic()
+                try:
+                    event = await asyncio.wait_for(queue.get(), max(left, 0.001))
+                except TimeoutError:
+                    raise ApiError(
+                        503, f"no reply within {self.spec.timeout_s:g} seconds", code="timeout"
+                    ) from None
+                if event is None:
+                    raise GoneError
+                now = time.monotonic()
+                first = last[event.id] == place.started
+                (metrics.first if first else metrics.gap).add(now - last[event.id])
+                last[event.id] = now
+                if event.finish is not None:
+                    alive.discard(event.id)
+                if event.error is not None:
+                    if not isinstance(event.error, RetinueError):
+                        get_logger().error("a request failed", exc_info=event.error)
+                    raise as_api(event.error)
+                yield numbers[event.id], event
+            metrics.whole.add(time.monotonic() - place.started)
+        finally:
+            watching.cancel()
+            for id in alive:
+                self.background.cancel(id)
+            metrics.cancelled += bool(alive)
+            place.release()
+
+
+def fresh_seed() -> int:
+    """A seed for a request that names none."""
+    return secrets.randbits(62)
