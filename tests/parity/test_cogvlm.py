@@ -1,6 +1,9 @@
 """CogVLM beside a plain reference written from its paper and names: prefill and cached decode."""
 
+import json
 import math
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +11,7 @@ from torch.nn import functional as F
 
 from retinue.model.build import build_model
 from retinue.model.spec import RetinueConfig
-from retinue.types import Batch, Grid, Visual
+from retinue.types import Batch, Grid, Media, Message, Sample, Text, Visual
 
 IMAGE = -5
 D, HEADS, WIDE, LAYERS, VOCAB = 16, 2, 24, 2, 31
@@ -214,3 +217,77 @@ def test_experts_differ_and_text_alone_does_not_use_them(model):
     weights = dict(model.state_dict())
     expected = reference(weights, weights["lm.model.embed_tokens.weight"][ids[0]], [0] * 7)
     torch.testing.assert_close(model.run(plain).logits[0], expected, atol=1e-5, rtol=1e-5)
+
+
+# ---------------------------------------------------------------- folders
+
+
+def test_public_layout_loads(model, tmp_path):
+    """A folder with the names and packed projections of the public checkpoints."""
+    from safetensors.torch import save_file
+
+    from retinue.convert.cogvlm import cogvlm_keys
+    from retinue.hub.load import load
+
+    packed, state = {}, {}
+    for name, tensor in model.state_dict().items():
+        theirs, rule = cogvlm_keys().match_back(name)
+        value = tensor if rule.op is None else rule.op.invert(tensor)
+        whole, _, part = theirs.partition("[")
+        if part:
+            packed.setdefault(whole, {})[part[0]] = value
+        else:
+            state[whole] = value
+    state |= {name: torch.cat([rows[p] for p in "qkv"]) for name, rows in packed.items()}
+    assert "model.layers.0.self_attn.vision_expert_query_key_value.weight" in state
+    assert state["model.vision.boi"].shape == (1, 1, D)
+    save_file({k: v.contiguous() for k, v in state.items()}, tmp_path / "model.safetensors")
+    eye = {
+        **{key: value for key, value in EYE.items() if key not in ("model_type",)},
+        "num_heads": EYE["num_attention_heads"],
+        "in_channels": 3,
+        "layer_norm_eps": 1e-6,
+    }
+    config = {key: value for key, value in TEXT.items() if key != "model_type"}
+    config |= {"architectures": ["CogVLMForCausalLM"], "vision_config": eye}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "template_version": "chat"}))
+    words = Path(__file__).parents[1] / "golden" / "cerebras-multimodal" / "tokenizer_hf"
+    for file in words.glob("*.json"):
+        shutil.copy(file, tmp_path)
+    loaded, processor = load(tmp_path)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    parts = (Media(source="x.png"), Text(text="What is it?"))
+    found = processor.template.text([Message(role="user", parts=parts)], reply=True)
+    assert found == "<image>Question: What is it? Answer:"
+    sample = Sample(id="s", messages=(Message(role="user", parts=(Text(text="Hi"),)),))
+    assert processor.example(sample).tokens[0] == processor.tokenizer.bos_id
+
+
+def test_experts_start_as_copies(model, tmp_path):
+    """On a language model from a folder, second weights are those of the first."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from retinue.hub.build import build
+
+    torch.manual_seed(0)
+    fields = {key: value for key, value in TEXT.items() if key not in ("model_type", "vocab_size")}
+    LlamaForCausalLM(LlamaConfig(vocab_size=1000, **fields)).save_pretrained(tmp_path)
+    words = Path(__file__).parents[1] / "golden" / "cerebras-multimodal" / "tokenizer_hf"
+    for file in words.glob("*.json"):
+        shutil.copy(file, tmp_path)
+    take = {"kind": "take", "encoder": "eva", "layer": -1, "prefix": False}
+    made = build(
+        {
+            "lm": {"from": str(tmp_path)},
+            "encoders": {"eva": {"kind": "eva2", "config": EYE}},
+            "connector": {"kind": "glu", "inner": WIDE, "of": take},
+            "layout": {"kind": "bracket"},
+            "fusion": {"kind": "expert"},
+            "template": "plain",
+        }
+    ).model
+    layer = made.lm.layers[0]
+    assert torch.equal(layer.visual_mlp.up_proj.weight, layer.mlp.up_proj.weight)
+    assert torch.equal(layer.self_attn.visual_k_proj.weight, layer.self_attn.k_proj.weight)
+    assert layer.self_attn.visual_k_proj.weight is not layer.self_attn.k_proj.weight

@@ -24,6 +24,7 @@ Format = Literal[
     "peft-adapter",
     "mm_simple",
     "hf-pair",
+    "cogvlm",
     "sphinx",
 ]
 
@@ -74,7 +75,7 @@ def detect(folder: Path) -> Found:
             f"no checkpoint that retinue knows ({_summary(folder, config)})",
             where=str(folder),
             rule="known: retinue, LLaVA (full, projector, LoRA), HF Llava and LlavaNext, "
-            "causal LM, vision tower, PEFT adapter, ModelZoo's mm_simple and its pair of folders",
+            "causal LM, vision tower, PEFT adapter, CogVLM, ModelZoo's mm_simple and hf-pair",
             fix="point at the folder that holds config.json and the weights",
         )
     return Found(format=kind, folder=folder, weights=weights, config=config, adapter=adapter)
@@ -87,6 +88,8 @@ def _format(
     original = is_original(config)
     if kind == "retinue":
         return "retinue" if weights.files or (folder / BASE).exists() else None
+    if "CogVLMForCausalLM" in (config.get("architectures") or ()):
+        return "cogvlm" if weights.files else None
     if adapter and not weights.files:
         return "llava-lora" if original else "peft-adapter"
     apart = (folder / PROJECTOR).exists()

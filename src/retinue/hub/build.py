@@ -12,14 +12,14 @@ from torch import nn
 
 from retinue.convert.detect import detect, is_causal_lm
 from retinue.convert.internlm import language_rules, language_weights
-from retinue.convert.keymap import KeyMap, Rule
+from retinue.convert.keymap import KeyMap
 from retinue.convert.llava import TEMPLATES, text_fields
 from retinue.convert.towers import norm_fields, open_tower, tower_keys
-from retinue.convert.weights import Weights
 from retinue.core.errors import CheckpointError, ConfigError
 from retinue.core.log import once
 from retinue.hub.elastic import make_elastic
 from retinue.hub.grow import grown
+from retinue.hub.held import AS_IS, Copied, Held
 from retinue.hub.load import load
 from retinue.hub.resolve import resolve
 from retinue.hub.save import save
@@ -316,29 +316,14 @@ def _weights(
         parts.sources[0] = Source(
             weights=first.weights, keys=first.keys, label=first.label, changes=changes
         )
+        copies = {new: old for new in made.state_dict() if (old := made.fusion.copied(new))}
+        copied = Copied(first.weights, first.keys, copies)
+        parts.sources.append(Source(weights=copied, keys=AS_IS, label="copies"))
     new = (*(f"{name}." for name in parts_of(made) if name not in parts.origin), "lm.")
     own = {k: v for k, v in made.state_dict().items() if k.startswith(new) and not v.is_meta}
-    sources = [*parts.sources, Source(weights=Held(own), keys=_AS_IS, label="new")]
+    sources = [*parts.sources, Source(weights=Held(own), keys=AS_IS, label="new")]
     fill(made, sources, dtype=dtype, device=device, where=where)
     return made
-
-
-_AS_IS = KeyMap([Rule("{rest}", "{rest}")])
-
-
-class Held(Weights):
-    """Tensors that are in memory already, read like files."""
-
-    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        super().__init__([])
-        self.names = dict.fromkeys(tensors, Path("memory"))
-        self._tensors = tensors
-
-    def read(self, name: str) -> torch.Tensor:
-        return self._tensors[name]
-
-    def dtype(self, name: str) -> torch.dtype:
-        return self._tensors[name].dtype
 
 
 def _renew(made: Retinue, parts: _Parts) -> None:

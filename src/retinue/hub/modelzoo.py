@@ -15,6 +15,7 @@ from retinue.convert.modelzoo_find import model_section
 from retinue.convert.modelzoo_keys import WRAPPER
 from retinue.convert.towers import OPENAI
 from retinue.convert.translation import FOREIGN
+from retinue.hub.held import AS_IS, Held
 from retinue.hub.sources import Opened, open_folder
 from retinue.hub.stream import Source, skeleton
 from retinue.model.connectors.base import build
@@ -62,8 +63,6 @@ def open_pair(found: Found, *, encoders: Mapping[str, str | Path] | None = None)
 
 def new_connector(opened: Opened) -> Source:
     """A connector's weights, uniform within one over the root of each layer's inputs."""
-    from retinue.hub.build import _AS_IS, Held
-
     plan = skeleton(opened.config).plan
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -72,4 +71,4 @@ def new_connector(opened: Opened) -> Source:
     kept = getattr(opened.config, FOREIGN, {}).get("config", {})
     dtype = getattr(torch, str(kept.get("torch_dtype") or "float32"), torch.float32)
     state = {name: tensor.to(dtype) for name, tensor in state.items()}
-    return Source(weights=Held(state), keys=_AS_IS, label="a new projector")
+    return Source(weights=Held(state), keys=AS_IS, label="a new projector")

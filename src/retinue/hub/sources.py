@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from retinue.convert.cogvlm import Unpacked, import_cogvlm
 from retinue.convert.detect import (
     BASE,
     NON_LORA,
@@ -93,6 +94,10 @@ def open_folder(
         return _own(found, base=base)
     if found.format in ("hf-llava", "hf-llava-next"):
         return _hf(found)
+    if found.format == "cogvlm":
+        made = import_cogvlm(found.config, where=str(found.folder))
+        source = Source(weights=Unpacked(found.weights), keys=made.keys, label=str(found.folder))
+        return _opened(found, made, [source], tokenizer=found.folder)
     if found.format in ("mm_simple", "hf-pair"):
         from retinue.hub.modelzoo import open_modelzoo, open_pair
 

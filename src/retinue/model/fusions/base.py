@@ -50,6 +50,10 @@ class Fusion(nn.Module):
     def renew(self, lm: LanguageModel) -> None:
         """Initialised children of the layers, in place of such without data: no file holds them."""
 
+    def copied(self, name: str) -> str | None:
+        """Of a child of the layers that starts as a copy: the name of the weight it copies."""
+        return None
+
     @abstractmethod
     def forward(
         self,

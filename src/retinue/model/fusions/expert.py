@@ -54,6 +54,12 @@ class Expert(Splice):
             for layer in lm.layers:
                 add_experts(layer, attention=self.spec.attention, mlp=self.spec.mlp)
 
+    def copied(self, name: str) -> str | None:
+        for new, old in ((".visual_mlp.", ".mlp."), (".self_attn.visual_", ".self_attn.")):
+            if new in name:
+                return name.replace(new, old)
+        return None
+
     def forward(
         self,
         x_BTD: Tensor,

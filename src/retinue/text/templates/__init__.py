@@ -37,6 +37,8 @@ TEMPLATES: Registry[Any] = Registry(
         "v0_plain": f"{_HERE}.plain:V0_PLAIN",
         "guanaco": f"{_HERE}.guanaco:GUANACO",
         "guanaco_no_prompt": f"{_HERE}.guanaco:GUANACO_NO_PROMPT",
+        "cogvlm": f"{_HERE}.cogvlm:COGVLM",
+        "cogvlm_vqa": f"{_HERE}.cogvlm:COGVLM_VQA",
         "hf": f"{_HERE}.hf:HfTemplate",
     },
 )
