@@ -22,7 +22,7 @@ class BlindSpec(ConnectorSpec):
 
 
 class Blind(Connector):
-    """No encoder, no pictures: for checkpoints that hold a language model only."""
+    """No encoder, no pictures: our own, for checkpoints that hold a language model only."""
 
     Spec: ClassVar[type[ConnectorSpec]] = BlindSpec
 

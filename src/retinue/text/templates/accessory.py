@@ -1,6 +1,6 @@
 """`### Human: ... ### Assistant: ...`: LLaMA2-Accessory's conversations, pictures right after bos.
 
-Source: Alpha-VLLM/LLaMA2-Accessory (its conversation library, after FastChat's).
+Source: https://github.com/Alpha-VLLM/LLaMA2-Accessory (its conversations, after FastChat's).
 """
 
 from __future__ import annotations
