@@ -21,6 +21,7 @@ FAMILIES = {
     "lms": "retinue.model.lm:LMS",
     "ropes": "retinue.model.ropes:ROPES",
     "quants": "retinue.model.quant:QUANTS",
+    "mergers": "retinue.hub.merge:MERGERS",
     "views": "retinue.media:VIEWS",
     "videos": "retinue.media:VIDEOS",
     "templates": "retinue.text.templates:TEMPLATES",

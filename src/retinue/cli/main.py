@@ -32,6 +32,7 @@ VERBS = {
     "serve": "retinue.cli.serve",
     "data": "retinue.cli.data",
     "convert": "retinue.cli.convert",
+    "merge": "retinue.cli.merge",
 }
 """Verb -> the module that holds its `app`, in the order of the help page."""
 

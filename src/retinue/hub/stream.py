@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from retinue.convert.keymap import Coverage, KeyMap, shorten
+from retinue.convert.keymap import Coverage, KeyMap, Op, shorten
 from retinue.convert.translation import FOREIGN
 from retinue.convert.weights import Weights
 from retinue.core.errors import CheckpointError
@@ -71,13 +71,36 @@ def tied_names(model: Retinue) -> dict[str, str]:
     return dict(model._tied_weights_keys or {})
 
 
-def stream(
-    sources: list[Source], wanted: Mapping[str, Tensor], tied: Mapping[str, str], cover: Coverage
-) -> Iterator[tuple[str, Tensor]]:
-    """(our name, tensor as on disk) of everything wanted; `cover` is filled on the way.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where one of our tensors stands: a key of a source, and what the values go through."""
 
-    Raises CheckpointError at the first tensor whose shape is not the model's.
-    """
+    name: str
+    key: str
+    source: Source
+    op: Op | None
+
+    def read(self, shape: torch.Size) -> Tensor:
+        """The tensor as on disk. Raises CheckpointError unless it has the shape."""
+        tensor = self.source.weights.read(self.key)
+        if self.op is not None:
+            tensor = self.op.apply(tensor)
+        if self.name in self.source.changes:
+            tensor = self.source.changes[self.name](tensor)
+        if tensor.shape != shape:
+            raise CheckpointError(
+                f"{self.key} has the shape {tuple(tensor.shape)}, "
+                f"{self.name} of the model is {tuple(shape)}",
+                where=str(self.source.weights.names[self.key]),
+                rule="weights must have the sizes that the config states",
+            )
+        return tensor
+
+
+def places(
+    sources: list[Source], wanted: Mapping[str, Tensor], tied: Mapping[str, str], cover: Coverage
+) -> Iterator[Place]:
+    """Where everything wanted stands, in the files' order; `cover` is filled on the way."""
     done: set[str] = set()
     for source in sources:
         for key in source.weights:
@@ -91,22 +114,21 @@ def stream(
             if found is None or name not in wanted:
                 cover.unused.append(key)
                 continue
-            tensor = source.weights.read(key)
-            if found[1].op is not None:
-                tensor = found[1].op.apply(tensor)
-            if name in source.changes:
-                tensor = source.changes[name](tensor)
-            if tensor.shape != wanted[name].shape:
-                raise CheckpointError(
-                    f"{key} has the shape {tuple(tensor.shape)}, "
-                    f"{name} of the model is {tuple(wanted[name].shape)}",
-                    where=str(source.weights.names[key]),
-                    rule="weights must have the sizes that the config states",
-                )
             done.add(name)
             cover.used.append(key)
-            yield name, tensor
+            yield Place(name=name, key=key, source=source, op=found[1].op)
     cover.missing.extend(name for name in wanted if name not in done)
+
+
+def stream(
+    sources: list[Source], wanted: Mapping[str, Tensor], tied: Mapping[str, str], cover: Coverage
+) -> Iterator[tuple[str, Tensor]]:
+    """(our name, tensor as on disk) of everything wanted; `cover` is filled on the way.
+
+    Raises CheckpointError at the first tensor whose shape is not the model's.
+    """
+    for place in places(sources, wanted, tied, cover):
+        yield place.name, place.read(wanted[place.name].shape)
 
 
 def require_complete(cover: Coverage, *, where: str) -> None:
