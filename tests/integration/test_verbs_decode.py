@@ -8,9 +8,9 @@ import pytest
 
 import retinue
 from retinue.cli.chat import Session, printable
-from retinue.cli.eval import write_result
 from retinue.cli.generate import write_answers
 from retinue.cli.main import run
+from retinue.cli.scoring import write_result
 from retinue.core.errors import DataError
 from retinue.decode.chat import Chat
 from retinue.decode.offline import generate

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from retinue.cli import answering as opt
-from retinue.cli import budgets
+from retinue.cli import benchmarks, budgets
 from retinue.cli.common import (
     Device,
     Quant,
@@ -24,14 +22,7 @@ from retinue.cli.common import (
     quant_setting,
     verb,
 )
-
-if TYPE_CHECKING:
-    from retinue.decode.budget import Budget
-    from retinue.decode.loop import Completion, Runner
-    from retinue.decode.sampling import SamplingParams
-    from retinue.eval.questions import Question
-    from retinue.processor import Processor
-    from retinue.types import Sample
+from retinue.cli.scoring import rows_path, write_result
 
 app = verb()
 
@@ -43,13 +34,21 @@ app = verb()
         "retinue eval runs/mine/model --data mine.jsonl --scorer contains --json mine/result.json",
         "retinue eval runs/m3/model --data test.jsonl --visual-tokens 1,9,36,144,576,auto --oracle",
         "retinue eval runs/m3/model --data other.jsonl --fit-auto runs/m3/model",
+        "retinue eval runs/mine/model pope textvqa --tasks-root data/eval --json mine/result.json",
+        "retinue eval --predictions answers.jsonl pope --tasks-root data/eval",
     ),
 )
 def evaluate(
-    path: opt.ModelPath,
+    context: typer.Context,
+    path: opt.ModelPath = "",
+    tasks: benchmarks.Tasks = None,
     data: Annotated[
-        Path, typer.Option(help="Rows {id, messages, answer or references[, task, scorer]}.")
-    ],
+        Path | None,
+        typer.Option(help="Rows {id, messages, answer or references[, task, scorer]}."),
+    ] = None,
+    tasks_root: benchmarks.TasksRoot = Path("."),
+    tasks_from: benchmarks.TasksFrom = None,
+    predictions: benchmarks.PredictionsFile = None,
     scorer: Annotated[
         str | None, typer.Option(help="For all rows (`retinue ls scorers`); default: each row's.")
     ] = None,
@@ -60,6 +59,7 @@ def evaluate(
     baseline: Annotated[
         bool, typer.Option("--baseline", help="Show what the best constant answer scores.")
     ] = False,
+    no_page: benchmarks.NoPage = False,
     failures: Annotated[int, typer.Option(min=0, help="Wrong answers to show.")] = 5,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows.")] = None,
     visual_tokens: budgets.VisualTokenList = None,
@@ -105,8 +105,8 @@ def evaluate(
     quant_encoders: QuantEncoders = False,
     quant_head: QuantHead = False,
 ) -> None:
-    """Score a model on a JSONL file; run again to go on where it was interrupted."""
-    from retinue.core.errors import RetinueError
+    """Score a model on benchmarks or a JSONL file; run again to go on where it was interrupted."""
+    from retinue.core.errors import ConfigError, RetinueError
     from retinue.core.files import write_json
     from retinue.core.log import print_table
     from retinue.core.paths import run_dir
@@ -114,10 +114,22 @@ def evaluate(
     from retinue.eval.questions import check_references, read_questions
     from retinue.eval.results import table
 
-    target = out or run_dir(f"eval-{data.stem}") / "result.json"
+    path, names = benchmarks.words(path, tasks, data=data, predictions=predictions)
+    title = data.stem if data is not None else "-".join(Path(name).stem for name in names)
+    target = out or run_dir(f"eval-{title}") / "result.json"
     try:
-        questions = read_questions(data, scorer=scorer, media_root=media_root, limit=limit)
-        check_references(questions)
+        made = benchmarks.jobs(
+            names, root=tasks_root, folders=tasks_from or (), limit=limit, out=target
+        )
+        if predictions is not None:
+            saved = benchmarks.from_file(predictions)
+            benchmarks.run(made, target, answer=saved, restart=restart, page=not no_page)
+            note(f"result in {target}")
+            return
+        questions = []
+        if data is not None:
+            questions = read_questions(data, scorer=scorer, media_root=media_root, limit=limit)
+            check_references(questions)
         params = SamplingParams.parse(
             {
                 "max_new_tokens": max_new_tokens,
@@ -144,34 +156,45 @@ def evaluate(
         choices = budgets.several(
             processor, visual_tokens, path=path, threshold=auto_threshold, every=every
         )
+        settings = {
+            "model": path,
+            "weights": opt.identity(path),
+            "adapters": adapter or [],
+            "base": base,
+            "video": video_as,
+            "quant": quant_setting(quant, encoders=quant_encoders, head=quant_head),
+            "scorer": scorer,
+            "limit": limit,
+        }
         write = partial(
             write_result,
             model,
             processor,
-            questions,
-            params=params,
             batch_size=batch_size,
             skip=on_error == "skip",
             with_baseline=baseline,
-            settings={
-                "model": path,
-                "weights": opt.identity(path),
-                "adapters": adapter or [],
-                "base": base,
-                "video": video_as,
-                "quant": quant_setting(quant, encoders=quant_encoders, head=quant_head),
-                "data": str(data),
-                "rows": opt.identity(data),
-                "scorer": scorer,
-                "limit": limit,
-            },
+        )
+        if data is None:
+            if every or len(choices) > 1:
+                raise ConfigError("several budgets at once are for --data", fix="name one budget")
+            (budget,) = choices.values()
+            changed = benchmarks.changed(context, params)
+            ask = benchmarks.from_model(write, settings=settings, changed=changed, budget=budget)
+            benchmarks.run(made, target, answer=ask, restart=restart, page=not no_page)
+            note(f"result in {target}")
+            return
+        write = partial(
+            write,
+            questions,
+            params=params,
+            settings={**settings, "data": str(data), "rows": opt.identity(data)},
         )
         if every or len(choices) > 1:
             document = budgets.compare(
                 choices,
                 target,
                 write=write,
-                title=data.stem,
+                title=title,
                 restart=restart,
                 beside=pairs(beside, option="--beside"),
             )
@@ -204,111 +227,6 @@ def evaluate(
         note(f"visual tokens a question: {own['answers']:.1f}, of all tries {own['spent']:.1f}")
     show_failures(target, failures)
     note(f"result in {target}, rows in {rows_path(target)}")
-
-
-def write_result(
-    model: Runner,
-    processor: Processor,
-    questions: Sequence[Question],
-    target: Path,
-    *,
-    params: SamplingParams,
-    batch_size: int = 16,
-    skip: bool = False,
-    restart: bool = False,
-    with_baseline: bool = False,
-    settings: dict[str, Any] | None = None,
-    budget: Budget = None,
-    clock: budgets.Clock | None = None,
-    settled: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Evaluate and write `target`, run.json and the rows beside it; returns the document.
-
-    budget: as in decode; rows then say how many visual tokens were used. clock: measures the
-    answers. settled: a document that is returned as it is if it was made with these settings.
-
-    The rows of a run that was interrupted are kept and not asked again. Raises DataError for a row
-    that cannot be used unless `skip`, and where every row was skipped; ConfigError if the rows
-    there were made with other settings.
-    """
-    from retinue.core.errors import DataError
-    from retinue.core.files import write_json
-    from retinue.decode.offline import generate
-    from retinue.decode.rows import RowFile
-    from retinue.eval.results import mean, result
-    from retinue.eval.runner import evaluate as ask
-
-    settings = {
-        **(settings or {}),
-        "params": params.model_dump(mode="json"),
-        "template": processor.spec.template,
-        "visual_tokens": budgets.setting(budget),
-    }
-    if settled is not None and settled["settings"] == json.loads(json.dumps(settings)):
-        return settled
-    record = target.with_name(f"{target.stem}.unfinished.json")
-    restart = restart or not record.exists()
-    rows = RowFile(rows_path(target), restart=restart)
-    skips = opt.Skips(target.with_name(f"{target.stem}.errors.jsonl"), restart=restart)
-    opt.check_settings(record, settings, rows=rows)
-    write_json(record, {"settings": settings})
-    known = skips.numbers
-    first = rows.settled((item.sample.id for item in questions), skipped=known)
-    skips.forget_from(first)
-
-    def refused(number: int, sample: Sample, error: Exception) -> None:
-        skips.add(first + number, sample.id, error)
-
-    def predict(samples: Iterable[Sample]) -> Iterator[Completion]:
-        answers = generate(
-            model,
-            processor,
-            samples,
-            params=params,
-            batch_size=batch_size,
-            skipped=refused if skip else None,
-            budget=budget,
-            logprobs=budget is not None,
-        )
-        return answers if clock is None else clock.watch(answers)
-
-    def more(answer: Any) -> dict[str, Any]:
-        logprobs = [round(value, 4) for value in answer.logprobs]
-        return {**budgets.row_fields(answer), "logprobs": logprobs}
-
-    with opt.progress("eval", total=len(questions), done=first) as shown:
-        made = ask(
-            predict,
-            questions,
-            rows=rows,
-            skipped=known,
-            progress=shown,
-            more=None if budget is None else more,
-        )
-    if not made:
-        raise DataError("no row could be used", where=str(skips.file.path), rule="see that list")
-    document = result(
-        made,
-        questions=questions,
-        settings=settings,
-        skipped=len(skips.rows),
-        with_baseline=with_baseline,
-    )
-    if budget is not None:
-        document["visual_tokens"] = {
-            "answers": mean([row["visual_tokens_total"] for row in made]),
-            "spent": mean([row["visual_tokens_spent"] for row in made]),
-        }
-    for path in {target, target.parent / "run.json"}:
-        write_json(path, document)
-    record.unlink()
-    skips.report()
-    return document
-
-
-def rows_path(target: Path) -> Path:
-    """`result.json` -> `result.rows.jsonl`."""
-    return target.with_name(f"{target.stem}.rows.jsonl")
 
 
 def show_failures(target: Path, count: int) -> None:

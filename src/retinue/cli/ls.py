@@ -10,7 +10,7 @@ import typer
 from retinue.cli.common import AsJson, examples, print_json, verb
 from retinue.core.errors import ConfigError
 from retinue.core.log import print_table
-from retinue.core.paths import recipes
+from retinue.core.paths import recipes, tasks
 from retinue.core.registry import nearest
 
 FAMILIES = {
@@ -31,9 +31,13 @@ FAMILIES = {
     "objectives": "retinue.train.objectives:OBJECTIVES",
     "sinks": "retinue.train.sinks:SINKS",
     "scorers": "retinue.eval.scorers:SCORERS",
+    "readers": "retinue.eval.readers:READERS",
+    "measures": "retinue.eval.measures:MEASURES",
+    "submissions": "retinue.eval.submissions:SUBMISSIONS",
     "tasks": "retinue.world.tasks:TASKS",
 }
 """Family -> its registry."""
+EVERY = [*FAMILIES, "recipes", "benchmarks"]
 
 app = verb()
 
@@ -42,7 +46,7 @@ app = verb()
 def ls(
     family: Annotated[
         str | None,
-        typer.Argument(help=f"One of {', '.join([*FAMILIES, 'recipes'])}; none lists these."),
+        typer.Argument(help=f"One of {', '.join(EVERY)}; none lists these."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -56,11 +60,13 @@ def ls(
 
 def listing(family: str | None) -> dict[str, str]:
     """Name -> first line of its documentation. Raises ConfigError for an unknown family."""
-    families = [*FAMILIES, "recipes"]
+    families = EVERY
     if family is None:
         return {name: f"{len(listing(name))} names" for name in families}
     if family == "recipes":
         return {name: first_comment(path.read_text("utf-8")) for name, path in recipes().items()}
+    if family == "benchmarks":
+        return {name: first_comment(path.read_text("utf-8")) for name, path in tasks().items()}
     if family not in FAMILIES:
         hint = nearest(family, families)
         raise ConfigError(

@@ -30,6 +30,7 @@ VERBS = {
     "generate": "retinue.cli.generate",
     "eval": "retinue.cli.eval",
     "serve": "retinue.cli.serve",
+    "compare": "retinue.cli.compare",
     "data": "retinue.cli.data",
     "convert": "retinue.cli.convert",
     "merge": "retinue.cli.merge",

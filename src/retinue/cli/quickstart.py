@@ -158,7 +158,7 @@ class Tester:
         self.count = 0
 
     def __call__(self, model: Any, processor: Any) -> Any:
-        from retinue.cli.eval import write_result
+        from retinue.cli.scoring import write_result
         from retinue.decode.sampling import SamplingParams
         from retinue.eval.questions import read_questions
         from retinue.train.evaluator import Answer, Evaluation
@@ -183,7 +183,7 @@ class Tester:
         """Two answers of each task, for the report page."""
         import json
 
-        from retinue.cli.eval import rows_path
+        from retinue.cli.scoring import rows_path
 
         lines = rows_path(self.target).read_text("utf-8").splitlines()
         seen: dict[str, int] = {}

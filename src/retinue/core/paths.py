@@ -83,6 +83,12 @@ def recipes() -> dict[str, Path]:
     return {name: path for name, path in _packaged().items() if not path.name.startswith("_")}
 
 
+def tasks() -> dict[str, Path]:
+    """Packaged benchmarks: `pope` -> its YAML file."""
+    root = Path(str(resources.files("retinue") / "eval" / "tasks"))
+    return {path.stem: path for path in sorted(root.glob("*.yaml"))}
+
+
 def _packaged() -> dict[str, Path]:
     root = Path(str(resources.files("retinue") / "recipes"))
     return {

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,20 @@ from retinue.types import Sample
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """One row. references: answers that each count as right; where: its place in the file."""
+    """One row. references: answers that each count as right; where: its place in the file.
+
+    facts: what figures are broken down by. aliases: other ids that a saved answer may have. row:
+    the benchmark's own fields. A benchmark whose answers are not public has no references.
+    """
 
     sample: Sample
     references: tuple[str, ...]
     task: str
     scorer: str
     where: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    aliases: tuple[str, ...] = ()
+    row: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_questions(
@@ -105,6 +112,8 @@ def given(meta: Any) -> tuple[str, ...]:
 def check_references(questions: list[Question]) -> None:
     """Try every scorer on its references before a model spends time. Raises DataError."""
     for item in questions:
+        if not item.references:
+            continue
         try:
             SCORERS.get(item.scorer)(item.references[0], item.references)
         except (DataError, ConfigError) as error:

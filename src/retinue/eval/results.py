@@ -17,9 +17,9 @@ Figures = dict[str, Any]
 def figures(rows: Sequence[Row]) -> Figures:
     """score: mean headline metric; stderr: of that mean; count; and the mean of every metric.
 
-    A metric that only some rows have is averaged over those.
+    A metric that only some rows have is averaged over those; rows without a score only count.
     """
-    scores = [float(row["score"]) for row in rows]
+    scores = [float(row["score"]) for row in rows if row["score"] is not None]
     found: Figures = {"score": mean(scores), "stderr": stderr(scores), "count": len(rows)}
     names = dict.fromkeys(name for row in rows for name in row["scores"])
     metrics = {
@@ -101,7 +101,7 @@ def cells(own: Mapping[str, Any], against: bool) -> list[float]:
 
 def failures(rows: Sequence[Row], *, count: int) -> list[Row]:
     """The rows with the lowest scores below 1, first come first among equals."""
-    wrong = [row for row in rows if row["score"] < 1]
+    wrong = [row for row in rows if row["score"] is not None and row["score"] < 1]
     return sorted(wrong, key=lambda row: row["score"])[:count]
 
 

@@ -71,8 +71,10 @@ def evaluate(
 
 
 def judge(question: Question, answer: Answer) -> Row:
-    """One answer with its scores; `score` is the scorer's headline metric."""
-    scores = SCORERS.get(question.scorer)(answer.text, question.references)
+    """One answer with its scores; `score` is the scorer's headline metric, None where unknown."""
+    scores = {}
+    if question.references:
+        scores = SCORERS.get(question.scorer)(answer.text, question.references)
     return {
         "id": question.sample.id,
         "task": question.task,
@@ -82,6 +84,7 @@ def judge(question: Question, answer: Answer) -> Row:
         "text": answer.text,
         "tokens": list(answer.tokens),
         "finish": answer.finish,
-        "score": headline(scores),
+        "score": headline(scores) if scores else None,
         "scores": scores,
+        **({"facts": dict(question.facts)} if question.facts else {}),
     }

@@ -38,6 +38,11 @@ def bad_reference(reference: str, *, lacks: str, scorer: str) -> DataError:
     )
 
 
+def mean(values: Sequence[float]) -> float:
+    """Their mean; 0 where there is none."""
+    return sum(values) / len(values) if values else 0.0
+
+
 def f1(hits: int, *, found: int, wanted: int) -> float:
     """Harmonic mean of hits / found and hits / wanted; 1 where nothing is wanted nor found."""
     return 2 * hits / (found + wanted) if found + wanted else 1.0

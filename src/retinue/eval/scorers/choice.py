@@ -39,3 +39,21 @@ def chosen_letter(prediction: str) -> str | None:
         if match:
             return match[1].upper()
     return None
+
+
+def igvlm(prediction: str, references: Sequence[str]) -> dict[str, float]:
+    """The option as IG-VLM's evaluation of videos finds it (arXiv 2403.18406)."""
+    letter = igvlm_letter(prediction)
+    return best(references, lambda wanted: {"choice": float(letter == wanted)})
+
+
+def igvlm_letter(prediction: str) -> str | None:
+    """The first character if it is one of A to E; but `A:` or `A)` wins, looked for in that order.
+
+    Where the text says `answer is`, only what follows is searched.
+    """
+    first = prediction[:1].upper()
+    _, said, rest = prediction.partition("answer is")
+    text = rest if said else prediction
+    marked = (letter for letter in "ABCDE" if f"{letter}:" in text or f"{letter})" in text)
+    return next(marked, first if first and first in "ABCDE" else None)

@@ -1,0 +1,293 @@
+"""Every packaged benchmark reads its miniature, scores it, and says where its parts come from."""
+
+import io
+import json
+import re
+import zipfile
+
+import pytest
+
+from miniatures import LAYOUTS, miniature
+from retinue.cli.main import run
+from retinue.core.errors import ConfigError, DataError
+from retinue.core.paths import tasks
+from retinue.eval.benchmark import reference_table, task_figures, with_benchmark
+from retinue.eval.measures.captions import cider, tokens
+from retinue.eval.page import render_page
+from retinue.eval.predictions import Saved, from_saved, read_predictions
+from retinue.eval.questions import check_references
+from retinue.eval.results import result
+from retinue.eval.runner import evaluate
+from retinue.eval.task import find, load_task, questions_of
+from retinue.processor import Processor
+from tiny import picture, tiny_model
+
+SILENT = {"vqav2", "vizwiz", "mmvet"}
+"""Benchmarks whose answers are not public, or judged elsewhere."""
+
+
+def perfect(questions):
+    """A model that knows every answer."""
+
+    def predict(samples):
+        for number, _ in enumerate(samples):
+            wanted = questions[number].references
+            yield Saved(text=wanted[0] if wanted else "dark red.", number=number)
+
+    return predict
+
+
+def read(name, root):
+    folder = miniature(name, root)
+    task = load_task(tasks()[name])
+    assert task.place(root, name) == folder
+    return task, folder, questions_of(name, task, folder)
+
+
+def test_every_task_has_a_miniature_and_the_other_way_round():
+    assert set(LAYOUTS) == set(tasks())
+
+
+@pytest.mark.parametrize("name", sorted(LAYOUTS))
+def test_a_perfect_model_scores_full_marks(name, tmp_path):
+    task, folder, questions = read(name, tmp_path)
+    check_references(questions)
+    rows = evaluate(perfect(questions), questions)
+    assert len(rows) == len(questions) > 0
+    document = with_benchmark(
+        result(rows, questions=questions, settings={}), rows, name=name, task=task
+    )
+    own = document["benchmark"]
+    if name in SILENT:
+        assert own["score"] is None
+    elif name in ("coco-captions", "flickr30k"):
+        assert own["score"] > 4
+    else:
+        assert own["score"] == pytest.approx(400.0 if name == "mme" else 1.0)
+        assert own["low"] <= own["score"] <= own["high"]
+    assert own["pinned"]["prompt"] == task.prompt
+    page = render_page(document, rows, questions)
+    assert page.startswith("<!doctype html>")
+    assert "<script" not in page
+    assert not re.search(r'(src|href)="http', page)
+    _, lines = reference_table([document])
+    assert len(lines) == len(task.references)
+    for sample in (question.sample for question in questions):
+        for media in sample.media:
+            if media.kind == "image" and isinstance(media.source, str):
+                assert media.source.startswith(str(folder))
+                assert "data:image/jpeg" in page
+
+
+@pytest.mark.parametrize("name", sorted(LAYOUTS))
+def test_a_task_names_its_source_and_the_source_of_its_published_figures(name):
+    task = load_task(tasks()[name])
+    assert re.search(r"arXiv \d{4}\.\d{5}|https?://", task.source)
+    for one in task.references:
+        assert re.search(r"arXiv|model zoo|https?://", one.source), one
+
+
+def texts(questions):
+    return {question.sample.id: question.sample.messages[-1].text for question in questions}
+
+
+def test_prompts_are_those_that_the_published_scores_stand_on(tmp_path):
+    end = "\nAnswer the question using a single word or phrase."
+    letter = "\nAnswer with the option's letter from the given choices directly."
+    _, _, found = read("textvqa", tmp_path)
+    assert texts(found)["5"] == f"\nWhat does it say?\nReference OCR token: STOP, GO{end}"
+    _, _, found = read("textvqa-plain", tmp_path)
+    assert texts(found)["5"] == f"\nWhat does it say?{end}"
+    _, _, found = read("scienceqa", tmp_path)
+    assert texts(found)["4"] == f"\nContext: Look.\nWhich?\nA. one\nB. two{letter}"
+    assert texts(found)["9"] == f"Which?\nA. one\nB. two{letter}"
+    assert not found[1].sample.media
+    _, _, found = read("mmbench-cn", tmp_path)
+    assert texts(found)["2"] == "\nLook.\nWhat?\nA. a\nB. b\nC. c\n请直接回答选项字母。"
+    _, _, found = read("mme", tmp_path)
+    assert texts(found)["existence/0001.jpg/0"] == f"\nIs it red?{end}"
+    _, _, found = read("vizwiz", tmp_path)
+    unsure = "When the provided information is insufficient, respond with 'Unanswerable'."
+    assert texts(found)["VizWiz_0.jpg"] == f"\nWhat is this?\n{unsure}{end}"
+
+
+def test_turned_options_turn_the_right_letter(tmp_path):
+    task, _, found = read("mmbench-circular", tmp_path)
+    assert [(q.sample.id, q.references[0]) for q in found] == [
+        ("1", "B"),
+        ("1-1", "A"),
+        ("2", "A"),
+        ("2-1", "C"),
+        ("2-2", "B"),
+    ]
+    rows = evaluate(perfect(found), found)
+    rows[1] = {**rows[1], "score": 0.0, "scores": {"choice": 0.0}}
+    own = task_figures(rows, task)
+    assert own["metrics"] == {"circular": 0.5, "vanilla": 0.8}
+
+
+def test_interval_of_a_measure_draws_pictures_whole(tmp_path):
+    task, _, found = read("mme", tmp_path)
+    rows = evaluate(perfect(found), found)
+    for row in rows[:2]:  # one picture's pair
+        row["score"] = 0.0
+    own = task_figures(rows, task)
+    assert own["low"] <= own["score"] <= own["high"]
+    assert own["low"] < own["high"]
+    assert own == task_figures(rows, task)
+
+
+def test_a_new_task_is_one_file(tmp_path):
+    picture(1).save(tmp_path / "1.png")
+    rows = [{"id": n, "image": "1.png", "question": f"q{n}?", "answer": "yes"} for n in range(3)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows), "utf-8")
+    (tmp_path / "mine.yaml").write_text(
+        "about: Mine.\nsource: https://example.org\n"
+        "reader: {kind: rows, file: rows.json, references: answer}\n"
+        'prompt: "{question} Yes or no?"\nscorer: exact\n',
+        "utf-8",
+    )
+    (tmp_path / "said.json").write_text(json.dumps({"0": "Yes.", "1": "no", "2": "yes"}), "utf-8")
+    out = tmp_path / "out" / "r.json"
+    told = ["--tasks-from", str(tmp_path), "--tasks-root", str(tmp_path), "--json", str(out)]
+    assert run(["eval", "--predictions", str(tmp_path / "said.json"), "mine", *told]) == 0
+    document = json.loads(out.read_text("utf-8"))
+    assert document["benchmark"]["score"] == pytest.approx(2 / 3)
+    assert document["settings"]["task"]["prompt"] == "{question} Yes or no?"
+    assert "q1?" in out.with_suffix(".html").read_text("utf-8")
+
+
+def test_misspelt_task_reader_and_field(tmp_path):
+    with pytest.raises(ConfigError, match="did you mean 'textvqa'"):
+        find("textvga")
+    path = tmp_path / "t.yaml"
+    good = "about: x\nsource: y\nprompt: '{question}'\nscorer: exact\n"
+    path.write_text(good + "reader: {kind: rws, file: a.json}\n", "utf-8")
+    with pytest.raises(ConfigError, match="did you mean 'rows'"):
+        load_task(path)
+    path.write_text(good + "reader: {kind: rows, file: a.json, qestion: q}\n", "utf-8")
+    with pytest.raises(ConfigError, match="did you mean 'question'"):
+        load_task(path)
+    path.write_text(good + "reader: {kind: rows, file: a.json}\nmeasure: mode\n", "utf-8")
+    with pytest.raises(ConfigError, match="unknown measure 'mode'"):
+        load_task(path)
+    path.write_text(good + "reader: {kind: rows, file: a.json, question: q}\n", "utf-8")
+    (tmp_path / "a.json").write_text('[{"id": 1, "image": "p.png", "text": "?"}]', "utf-8")
+    with pytest.raises(DataError, match="no field 'q'"):
+        questions_of("t", load_task(path), tmp_path)
+    with pytest.raises(DataError, match=r"pope.*coco"):
+        questions_of("pope", load_task(tasks()["pope"]), tmp_path / "pope")
+
+
+def test_saved_answers_of_several_kinds(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text(
+        '{"question_id": 1, "text": "a"}\n{"question_id": 2, "text": "b"}\n{brok', "utf-8"
+    )
+    saved = read_predictions(path)
+    assert (dict(saved.texts), saved.count, saved.broken) == ({"1": "a", "2": "b"}, 2, 1)
+    path.write_text('[{"doc_id": 0, "resps": [["a"]], "filtered_resps": ["A"]}]', "utf-8")
+    saved = read_predictions(path)
+    assert saved.numbered
+    assert saved.texts["0"] == "A"
+    path.write_text('{"id": 1}\n{"id": 2}\n', "utf-8")
+    with pytest.raises(DataError, match=r"p\.jsonl:1"):
+        read_predictions(path)
+
+
+def test_questions_without_an_answer_are_told_of(tmp_path):
+    _, _, questions = read("gqa", tmp_path)
+    path = tmp_path / "p.json"
+    path.write_text('{"202": "left"}', "utf-8")
+    missed = []
+    predict = from_saved(read_predictions(path), questions, missed.append)
+    rows = evaluate(predict, questions)
+    assert [row["id"] for row in rows] == ["202"]
+    assert missed == [0]
+
+
+def test_cider_by_hand():
+    """Two pictures: a gram of one alone has idf ln 2, a shared one 0."""
+    rows = [
+        {"text": "red dog runs fast", "references": ["red dog runs fast"]},
+        {"text": "blue cat", "references": ["a green bird sings"]},
+    ]
+    # The first is its own reference: cosine 1 for each length of gram; the second shares nothing.
+    assert cider(rows)["cider"] == pytest.approx(5.0)
+    assert tokens("It's a dog, isn't it?") == ["it", "'s", "a", "dog", "is", "n't", "it"]
+
+
+def test_vqav2_upload_has_every_question_of_the_whole_test(tmp_path):
+    task, folder, questions = read("vqav2", tmp_path)
+    body = task.submission_of(questions, {"1": "Two dogs.", "2": "the  Cat"}, folder)
+    assert json.loads(body) == [
+        {"question_id": 1, "answer": "2 dogs"},
+        {"question_id": 2, "answer": "cat"},
+        {"question_id": 3, "answer": ""},
+    ]
+
+
+def test_mmbench_upload_is_a_spreadsheet(tmp_path):
+    task, folder, questions = read("mmbench", tmp_path)
+    body = task.submission_of(questions, {"1": "B"}, folder)
+    assert body == task.submission_of(questions, {"1": "B"}, folder)
+    with zipfile.ZipFile(io.BytesIO(body)) as archive:
+        sheet = archive.read("xl/worksheets/sheet1.xml").decode()
+    assert re.findall(r"<t [^>]*>([^<]*)</t>", sheet)[:9] == [
+        "index",
+        "question",
+        "A",
+        "B",
+        "C",
+        "D",
+        "answer",
+        "prediction",
+        "split",
+    ]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    model, processor = tiny_model()
+    place = tmp_path_factory.mktemp("model")
+    model.save_pretrained(place)
+    processor.save(place)
+    assert isinstance(processor, Processor)
+    return place
+
+
+def test_eval_with_a_model_writes_results_pages_and_what_to_hand_in(folder, tmp_path, capsys):
+    for name in ("pope", "gqa"):
+        miniature(name, tmp_path)
+    out = tmp_path / "out" / "r.json"
+    command = ["eval", str(folder), "pope", "gqa", "--tasks-root", str(tmp_path)]
+    assert run([*command, "--json", str(out), "--max-new-tokens", "3"]) == 0
+    document = json.loads(out.read_text("utf-8"))
+    assert list(document["tasks"]) == ["pope", "gqa"]
+    own = document["tasks"]["gqa"]
+    assert own["settings"]["changed"] == {"max_new_tokens": 3}
+    assert own["settings"]["params"]["max_new_tokens"] == 3
+    assert (out.parent / "r.pope.html").exists()
+    assert len(json.loads((out.parent / "r.gqa.gqa.json").read_text("utf-8"))) == 2
+    page = capsys.readouterr().out
+    assert "SPHINX-1k" in page
+    assert run(["compare", str(out), str(out), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(one["task"], one["difference"], one["p"]) for one in found] == [
+        ("pope", 0.0, 1.0),
+        ("gqa", 0.0, 1.0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["eval"], "no model"),
+        (["eval", "x"], "nothing to ask"),
+        (["eval", "x", "pope", "--data", "y.jsonl"], "two kinds"),
+        (["eval", "--predictions", "x.json"], "nothing to ask"),
+    ],
+)
+def test_commands_that_ask_nothing_or_two_things(words, says, capsys):
+    assert run(words) == 2
+    assert says in capsys.readouterr().err
