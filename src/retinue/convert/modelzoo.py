@@ -10,6 +10,7 @@ from retinue.convert.modelzoo_fields import Fields
 from retinue.convert.modelzoo_keys import modelzoo_keys
 from retinue.convert.translation import FOREIGN, Translation
 from retinue.core.errors import CheckpointError
+from retinue.model.encoders import ENCODERS
 from retinue.model.spec import RetinueConfig
 
 ACTS = {"gelu": "gelu", "relu": "relu", "quick_gelu": "quick_gelu", "silu": "silu", "tanh": "tanh"}
@@ -203,6 +204,7 @@ def encoder_fields(data: Any, *, where: str) -> tuple[str, dict[str, Any], int]:
             },
             layer,
         )
+    ENCODERS.get("plain_vit")  # registers its config
     own = {"model_type": "retinue_plain_vit", **sizes, **choices}
     return "plain_vit", {**own, "image_size": size, "patch_size": patch}, layer
 

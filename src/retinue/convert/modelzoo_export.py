@@ -11,6 +11,7 @@ from typing import Any
 
 from retinue.convert.llava_export import refuse as refuse_llava
 from retinue.convert.modelzoo import ACTS, FINAL, GATED
+from retinue.convert.modelzoo_keys import is_global
 from retinue.convert.translation import foreign
 from retinue.core.errors import CheckpointError
 from retinue.model.spec import ModelSpec, RetinueConfig
@@ -32,6 +33,8 @@ def export_modelzoo(config: RetinueConfig, *, release: str, exact: bool) -> dict
     if spec.layout.kind != "plain" or spec.budget is not None:
         raise refuse(f"layout {spec.layout.kind!r}", "every picture is one run of all its tokens")
     parts, above = branches(spec.connector.model_dump())
+    if len(parts) == 1 and above is not None and not is_global(config):
+        parts, above = [(parts[0][0], above)], None
     kept = foreign(config)
     said = kept.get("config", {}) if kept.get("format") in ("llava", "mm_simple") else {}
     entries: list[dict[str, Any]] = []

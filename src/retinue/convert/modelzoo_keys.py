@@ -125,7 +125,7 @@ def projector_rules(config: RetinueConfig) -> list[Rule]:
     node, place = config.spec["connector"], "connector"
     many = len(config.encoders) > 1
     if node["kind"] == "mlp" and (not many or node["of"]["kind"] == "sequence"):
-        single_own = not many and node["of"]["kind"] != "mlp" and not _is_global(config)
+        single_own = not many and node["of"]["kind"] != "mlp" and not is_global(config)
         theirs = "image_model.image_model_list.0.1." if single_own else "image_model.projection."
         rules += _layers(theirs, place, node)
         node, place = node["of"], f"{place}.of"
@@ -137,7 +137,7 @@ def projector_rules(config: RetinueConfig) -> list[Rule]:
     return rules
 
 
-def _is_global(config: RetinueConfig) -> bool:
+def is_global(config: RetinueConfig) -> bool:
     """Whether the one projector of a model with one encoder is the global one."""
     kept = getattr(config, "foreign", None) or {}
     images = (kept.get("config") or {}).get("image_model_list") or {}
