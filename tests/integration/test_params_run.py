@@ -1,6 +1,7 @@
 """Params files of ModelZoo run unchanged: both layouts, all modes, and what is refused by name."""
 
 import copy
+import itertools
 import json
 from pathlib import Path
 
@@ -217,3 +218,56 @@ def test_milestones_are_checked():
     members = [{"LinearLR": LINEAR}, {"CosineDecayLR": COSINE}]
     with pytest.raises(ConfigError, match="milestones"):
         schedule_of([{"SequentialLR": {"schedulers": members, "milestones": [7]}}], where="x")
+
+
+def test_interleaved_documents_prepare_and_train(tmp_path):
+    """Raw records with pictures between words -> HDF5 -> two updates; the middle of a row sees."""
+    turns = [
+        {"from": "human", "value": "First <image> then <image> and <image> are what?"},
+        {"from": "gpt", "value": "Three pictures of things."},
+    ]
+    record = {"image": ["coco/a.png", "coco/b.png", "gqa/c.png"], "conversations": turns}
+    broken = {**record, "image": ["coco/a.png"]}
+    raw = tmp_path / "raw.json"
+    raw.write_text(json.dumps([record] * 5 + [broken] + [record] * 3))
+    hook = {"multi_turn_key": "conversations", "image_key": "image", "image_token": "<image>"}
+    config = {
+        "setup": {
+            "data": {"type": "local", "source": str(raw)},
+            "output_dir": str(tmp_path / "h5"),
+            "image_dir": str(GOLDEN / "images"),
+            "mode": "finetuning",
+        },
+        "processing": {
+            "huggingface_tokenizer": str(GOLDEN / "tokenizer_hf"),
+            "max_seq_length": 96,
+            "read_hook": "interleaved_hook",
+            "read_hook_kwargs": hook,
+        },
+        "dataset": {
+            "is_multimodal": True,
+            "num_patches": 4,
+            "max_num_img": 3,
+            "chat_template": "{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}",
+        },
+    }
+    file = tmp_path / "prepare.yaml"
+    file.write_text(yaml.safe_dump(config))
+    made = CliRunner().invoke(app, ["data", "preprocess", str(file), "--processes", "1"])
+    assert made.exit_code == 0, made.output
+    assert "1 records left out" in made.stderr
+    assert "record 6" in made.stderr
+    data = new_layout()
+    loaders = data["trainer"]["fit"]
+    loaders["train_dataloader"] |= {"data_dir": str(tmp_path / "h5"), "max_num_img": 3}
+    found = run(tmp_path, data, "--mode", "train")
+    assert found.exit_code == 0, found.output
+    _, processor = load(tmp_path / "out" / "model")
+    from retinue.data.formats import open_format
+
+    rows = open_format(tmp_path / "h5", media_root=GOLDEN / "images")
+    assert len(rows) == 8
+    example = processor.example(rows[0], train=True)
+    starts = [span.start for span in example.spans]
+    assert starts == sorted(starts)
+    assert all(b - a > 4 for a, b in itertools.pairwise(starts))
