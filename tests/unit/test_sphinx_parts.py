@@ -306,3 +306,21 @@ def test_connector_rules() -> None:
     config = vision(connector={"kind": "linear", "of": bad})
     with pytest.raises(ConfigError, match="regrid"):
         build_model(config, device="meta").plan.tokens_for(Grid(size=(8, 8)))
+
+
+@pytest.mark.parametrize(("limit", "fits"), [(22, False), (24, False), (25, True), (None, True)])
+def test_room_for_text_beside_a_picture(limit: int | None, fits: bool) -> None:
+    """The sum is in the message: 22 tokens are one bracketed view's."""
+    from retinue.processor import Processor, ProcessorSpec
+    from retinue.train.prepare import check_room
+
+    config = vision()
+    spec = ProcessorSpec(views={"kind": "pad"}, streams={"rgb": {"size": 32}}, template="accessory")
+    words = train_bpe(["what is here"], vocab_size=300)
+    model = build_model(config, device="meta")
+    processor = Processor(model.plan, tokenizer=words, spec=spec)
+    if fits:
+        check_room(processor, max_tokens=limit)
+        return
+    with pytest.raises(ConfigError, match=f"{limit} - 22 tokens"):
+        check_room(processor, max_tokens=limit)

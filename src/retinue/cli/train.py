@@ -198,6 +198,7 @@ def opener(processor: Processor, *, folder: Path) -> Callable[[DataSpec], Datase
     """Opens a recipe's data; lengths are cached in the run's folder."""
     from retinue.cli.answering import progress
     from retinue.data.dataset import open_dataset
+    from retinue.train.prepare import check_room
 
     def open_data(spec: DataSpec) -> Dataset:
         with ExitStack() as stack:
@@ -213,7 +214,10 @@ def opener(processor: Processor, *, folder: Path) -> Callable[[DataSpec], Datase
 
                 return say
 
-            return open_dataset(spec, processor, cache=folder / "cache", progress=bar_of)
+            data = open_dataset(spec, processor, cache=folder / "cache", progress=bar_of)
+        if any(data.train.sizes.views):
+            check_room(processor, max_tokens=spec.max_tokens)
+        return data
 
     return open_data
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from retinue.core.errors import ConfigError
 from retinue.train.spec import ComputeSpec
 
 VISUAL = ("encoders.", "connector.", "layout.", "fusion.")
@@ -40,6 +41,26 @@ def unused_sharding(compute: ComputeSpec, *, ranks: int) -> list[str]:
     asked += ["offload=true"] if compute.offload else []
     why = "one process holds everything" if ranks == 1 else "replicas hold everything each"
     return [f"parallel.{setting} has no effect here: {why}" for setting in asked]
+
+
+def check_room(processor: Any, *, max_tokens: int | None) -> None:
+    """Raise ConfigError where one square picture leaves no room for a word and its target.
+
+    processor: a Processor, whose own limit counts too.
+    """
+    limits = [limit for limit in (max_tokens, processor.spec.max_tokens) if limit is not None]
+    if not limits or not processor.plan.spec.encoders:
+        return
+    stream = next(iter(processor.spec.streams.values()))
+    grid = processor.spec.views.grid(stream.size, stream)
+    taken, room = processor.plan.placeholders_for(grid), min(limits)
+    if room - taken < 3:  # bos, a word, its target
+        raise ConfigError(
+            f"max_tokens {room} - {taken} tokens of a picture = {room - taken} for text",
+            where="data.max_tokens",
+            rule="a sample with a picture needs room for words as well",
+            fix=f"raise max_tokens: {taken} + the longest conversation",
+        )
 
 
 def visual_parameters(model: nn.Module) -> Sequence[nn.Parameter]:
