@@ -1,17 +1,20 @@
-"""`retinue serve PATH`: a model behind the OpenAI API."""
+"""`retinue serve PATH`: a model behind the OpenAI API; LLaVA's controller and worker."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from retinue.cli import answering as opt
 from retinue.cli.common import Device, Quant, QuantEncoders, QuantHead, examples, note, verb
+from retinue.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from retinue.serve.service import Service
+    import socket
+
+    from fastapi import FastAPI
 
 app = verb()
 
@@ -21,10 +24,33 @@ app = verb()
         "retinue serve runs/quickstart/model",
         "retinue serve mucai/llava-v1.5-7b-m3 --port 9000 --name m3 --kv-tokens 32768",
         "retinue serve runs/sft/model --host 0.0.0.0 --api-key-file keys.txt",
+        "retinue serve --as controller --port 21001",
+        "retinue serve runs/m3/model --as worker --controller http://localhost:21001 --port 21002",
     )
 )
 def serve(
-    path: opt.ModelPath,
+    path: Annotated[
+        str | None,
+        typer.Argument(metavar="PATH", help="A model: local folder or owner/name on the hub."),
+    ] = None,
+    role: Annotated[
+        Literal["api", "worker", "controller"],
+        typer.Option(
+            "--as",
+            help="api: OpenAI's routes; worker: LLaVA's model worker besides; controller: LLaVA's "
+            "controller, which needs no PATH.",
+        ),
+    ] = "api",
+    controller: Annotated[
+        str | None, typer.Option(help="Of --as worker: the controller to register with.")
+    ] = None,
+    worker_address: Annotated[
+        str | None, typer.Option(help="Of --as worker: where others reach it; default: host:port.")
+    ] = None,
+    dispatch: Annotated[
+        Literal["shortest_queue", "lottery"],
+        typer.Option(help="Of --as controller: how a worker is chosen."),
+    ] = "shortest_queue",
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0: every network.")
     ] = "127.0.0.1",
@@ -78,6 +104,17 @@ def serve(
     for module in ("fastapi", "uvicorn"):
         need(module, extra="serve", purpose="retinue serve")
     keys = api_keys(api_key_file)
+    link = bound(host, port)
+    if role == "controller":
+        from retinue.serve.llava.controller import Controller, create_controller
+
+        front = create_controller(Controller(dispatch=dispatch))
+        note(f"LLaVA's controller at {address_of(link)}")
+        run(front, link, grace=grace)
+        return
+    if path is None:
+        raise ConfigError("no model is named", where="retinue serve", fix="name a folder or hub id")
+    from retinue.serve.app import create_app
     from retinue.serve.engine import EngineSpec
     from retinue.serve.messages import PictureLimits
     from retinue.serve.service import ServeSpec, Service
@@ -114,6 +151,10 @@ def serve(
         quant_encoders=quant_encoders,
         quant_head=quant_head,
     )
+    if role == "worker":
+        from retinue.serve.llava.worker import pools
+
+        pools(model, processor)
     service = Service(
         model,
         processor,
@@ -121,14 +162,20 @@ def serve(
         engine=engine,
         spec=spec,
     )
-    listen(service, host=host, port=port, grace=grace)
+    served, own = create_app(service), address_of(link)
+    if role == "worker":
+        from retinue.serve.llava.worker import Worker, add_worker
+
+        worker = Worker(service=service, address=worker_address or own, controller=controller)
+        add_worker(served, worker)
+    locked = "" if keys else ", open to everyone who can reach it"
+    note(f"{service.name} at {own}/v1{locked}")
+    run(served, link, grace=grace)
 
 
 def api_keys(file: Path | None) -> tuple[str, ...]:
     """Keys of a file or of the environment. Raises ConfigError for a file without any."""
     import os
-
-    from retinue.core.errors import ConfigError
 
     if file is None:
         return tuple(os.environ.get("RETINUE_API_KEYS", "").replace(",", " ").split())
@@ -141,35 +188,37 @@ def api_keys(file: Path | None) -> tuple[str, ...]:
     return found
 
 
-def listen(service: Service, *, host: str, port: int, grace: int) -> None:
-    """Serve until told to stop; SIGTERM and SIGINT let replies under way end first.
-
-    Raises ConfigError where the address cannot be had.
-    """
-    import signal
+def bound(host: str, port: int) -> socket.socket:
+    """A socket on which clients can come from now on. Raises ConfigError where none can be had."""
     import socket
+
+    link = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    link.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        link.bind((host, port))
+        link.listen(1024)
+    except OSError as error:
+        link.close()
+        raise ConfigError(
+            "cannot listen here", where=f"{host}:{port}", rule=error.strerror or str(error)
+        ) from None
+    return link
+
+
+def address_of(link: socket.socket) -> str:
+    """Where a socket listens, as the beginning of a URL."""
+    host, port = link.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def run(served: FastAPI, link: socket.socket, *, grace: int) -> None:
+    """Serve until told to stop; SIGTERM and SIGINT let replies under way end first."""
+    import signal
 
     import uvicorn
 
-    from retinue.core.errors import ConfigError
-    from retinue.serve.app import create_app
-
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as link:
-        link.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            link.bind((host, port))
-        except OSError as error:
-            raise ConfigError(
-                "cannot listen here", where=f"{host}:{port}", rule=error.strerror or str(error)
-            ) from None
-        link.listen(1024)  # from here on clients can come, and wait
-        own = f"[{host}]" if ":" in host else host
-        locked = "" if service.spec.keys else ", open to everyone who can reach it"
-        note(f"{service.name} at http://{own}:{link.getsockname()[1]}/v1{locked}")
-        config = uvicorn.Config(
-            create_app(service), log_level="warning", timeout_graceful_shutdown=grace
-        )
-        # uvicorn drains, then raises the signal again: this is where it ends
-        signal.signal(signal.SIGTERM, lambda *_: None)
+    config = uvicorn.Config(served, log_level="warning", timeout_graceful_shutdown=grace)
+    # uvicorn drains, then raises the signal again: this is where it ends
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    with link:
         uvicorn.Server(config).run(sockets=[link])

@@ -84,10 +84,8 @@ class Prompts:
                 tokens.append(self.processor.image_id)
             if not isinstance(part, str):
                 tokens += part
-            elif number == 0:
-                tokens += tokenizer.call(part)
             else:
-                tokens += tokenizer.encode(part, specials=True)
+                tokens += tokenizer.call(part)[tokenizer.adds_bos and number > 0 :]
         known, mark = tokenizer.vocab_size, self.processor.image_id
         wrong = [i for i in tokens if not 0 <= i < known and i != mark]
         if tokens.count(mark) != len(media):
