@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from retinue.convert.groups import Group, modules
 from retinue.convert.keymap import KeyMap, Rule
@@ -37,6 +37,11 @@ IMAGE_ID = -200
 """Placeholder id; the original has none, and no tokenizer produces it."""
 
 VIT_SIDE, FINAL = 224, 1000
+
+
+Precision = Literal["original", "clean"]
+"""original: normalised pixels resampled in fp16 without antialiasing, 224 to 256 by nearest.
+clean: every view from the picture itself by Pillow's filters, normalised in fp32 at the end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,11 +99,13 @@ def import_sphinx(
     *,
     llama_type: str | None = None,
     given: Given | None = None,
+    precision: Precision = "original",
     where: str,
 ) -> Translation:
     """Config and processor settings of a checkpoint; weights: whole, without `llma.`.
 
-    args: its config.json; given: {encoder or "qformer": fields} that the weights cannot tell.
+    args: its config.json; given: {encoder or "qformer": fields} that the weights cannot tell;
+    precision: how pictures are resampled, see `Precision`.
     Raises CheckpointError for what does not fit together.
     """
     name, sizes = variant(llama_type, weights, where=where)
@@ -112,7 +119,7 @@ def import_sphinx(
             rule="released checkpoints hold their encoders, frozen or not",
         )
     spec: dict[str, Any] = {
-        "encoders": encoder_specs(encoders, sizes),
+        "encoders": encoder_specs(encoders, sizes, precision=precision),
         "connector": connector(weights, encoders, sizes, given) if encoders else {"kind": "blind"},
         "layout": {"kind": "bracket" if "start_img" in weights else "plain"},
         "fusion": {"kind": "splice"},
@@ -126,13 +133,20 @@ def import_sphinx(
     )
     return Translation(
         config=config,
-        processor={"template": {"name": "accessory"}, "labels": "accessory", **pictures(sizes)},
+        processor={
+            "template": {"name": "accessory"},
+            "labels": "accessory",
+            **pictures(sizes, precision=precision),
+        },
         keys=KeyMap([Rule("{rest}", "{rest}")], ignorable=("rope.freqs", *LEFTOVER)),
     )
 
 
-def encoder_specs(encoders: Mapping[str, Any], sizes: Variant) -> dict[str, Any]:
+def encoder_specs(
+    encoders: Mapping[str, Any], sizes: Variant, *, precision: Precision = "original"
+) -> dict[str, Any]:
     """The encoders of a model: all of them read one stream, but where ConvNeXt has its own."""
+    clean = precision == "clean"
     specs: dict[str, Any] = {}
     for name in encoders:
         if name == EVA:
@@ -141,7 +155,10 @@ def encoder_specs(encoders: Mapping[str, Any], sizes: Variant) -> dict[str, Any]
             specs[name] = {"kind": "clip"}
         elif name == DINO:
             specs[name] = {"kind": "dinov2", "size": VIT_SIDE, "offset": 0.1}
-            specs[name]["adapt"] = {"mean": MEAN, "std": STD}
+            if not clean:
+                specs[name]["adapt"] = {"mean": MEAN, "std": STD}
+        elif clean:
+            specs[name] = {"kind": "convnext", "size": sizes.wide or 256, "stream": "wide"}
         elif sizes.wide is None:
             specs[name] = {"kind": "convnext", "size": 256}
             specs[name]["adapt"] = {"size": 256, "filter": "nearest", "half": True}
@@ -178,8 +195,12 @@ def connector(
     return branches[0] if len(branches) == 1 else {"kind": "sequence", "parts": branches}
 
 
-def pictures(sizes: Variant) -> dict[str, Any]:
-    """View policy and pixel streams: the original's, fp16 steps included."""
+def pictures(sizes: Variant, *, precision: Precision = "original") -> dict[str, Any]:
+    """View policy and pixel streams."""
+    if precision == "clean":
+        wide = {"rgb": {"size": VIT_SIDE}, "wide": {"size": sizes.wide or 256}}
+        kinds = {1: "pad", 2: "quad", 3: "nine"}
+        return {"views": {"kind": kinds[sizes.across]}, "streams": wide}
     streams: dict[str, Any] = {"rgb": {"size": VIT_SIDE}}
     if sizes.wide is not None:
         streams["wide"] = {"size": sizes.wide}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
-from retinue.convert.sphinx import FORMAT, VARIANTS, branches_of, encoder_specs
+from retinue.convert.sphinx import FORMAT, VARIANTS, Precision, branches_of, encoder_specs
 from retinue.convert.sphinx_lm import Experts
 from retinue.convert.sphinx_vision import QFORMER
 from retinue.convert.translation import foreign
@@ -42,9 +42,11 @@ def llama_type(config: RetinueConfig) -> str:
 def _check_encoders(config: RetinueConfig, name: str) -> None:
     """The model must still be what the variant's name stands for."""
     spec = ModelSpec.parse(config.spec, where="model")
-    own = encoder_specs(config.encoders, VARIANTS[name])
-    wanted = ModelSpec.parse({**config.spec, "encoders": own}, where="model")
-    if wanted.encoders != spec.encoders or (spec.encoders and spec.layout.kind != "bracket"):
+    known = []
+    for precision in get_args(Precision):
+        own = encoder_specs(config.encoders, VARIANTS[name], precision=precision)
+        known.append(ModelSpec.parse({**config.spec, "encoders": own}, where="model").encoders)
+    if spec.encoders not in known or (spec.encoders and spec.layout.kind != "bracket"):
         raise refuse("encoders or layout changed since import", f"{name} has them fixed")
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from retinue.convert.consolidated import Consolidated, shard_files
 from retinue.convert.detect import json_if_there
 from retinue.convert.groups import Layered, Regrouped
-from retinue.convert.sphinx import FORMAT, import_sphinx, sphinx_groups
+from retinue.convert.sphinx import FORMAT, Precision, import_sphinx, sphinx_groups
 from retinue.convert.sphinx_lm import experts_layout
 from retinue.convert.weights import Weights, read_json
 from retinue.core.errors import CheckpointError
@@ -33,11 +33,12 @@ def open_sphinx(
     llama_type: str | None = None,
     llama_config: Sequence[str | Path] = (),
     tokenizer_path: str | Path | None = None,
+    precision: Precision = "original",
 ) -> Opened:
     """One model of one folder or several, later ones over earlier ones.
 
     base: a folder that `path` lies over. The variant, config and tokenizer are those of the last
-    folder that has them, unless they are given. Raises CheckpointError naming a missing file and
+    folder that has them, unless they are given. precision: how pictures are resampled. Raises CheckpointError naming a missing file and
     the argument that replaces it.
     """
     from retinue.hub.sources import Opened
@@ -57,6 +58,7 @@ def open_sphinx(
         weights,
         llama_type=llama_type,
         given=read_json(given) if given else None,
+        precision=precision,
         where=where,
     )
     groups = sphinx_groups(made.config, experts=experts_layout(weights), names=weights)

@@ -11,6 +11,7 @@ import torch
 from PIL.Image import Image
 
 from retinue.compat.sphinx.meta import MetaModel
+from retinue.convert.sphinx import Precision
 from retinue.core.errors import RequestError
 from retinue.hub.load import load_with_report
 from retinue.hub.sphinx import open_sphinx
@@ -39,11 +40,13 @@ class SPHINXModel(MetaModel):
         dtype: torch.dtype = torch.bfloat16,
         device: str = "auto",
         quant: bool = False,
+        precision: Precision = "original",
     ) -> Self:
         """A model of one folder or of several, later ones over earlier ones.
 
         with_visual: accepted without effect, the weights say what the model sees; mp_group: every
-        rank of it holds the whole model and gives the same answers; quant: 4 bits per weight.
+        rank of it holds the whole model and gives the same answers; quant: 4 bits per weight;
+        precision, ours: clean resamples pictures by Pillow's filters, without fp16.
         Raises CheckpointError naming a missing file and the argument that replaces it.
         """
         del with_visual, mp_group
@@ -56,6 +59,7 @@ class SPHINXModel(MetaModel):
             llama_type=llama_type,
             llama_config=list(files or ()),
             tokenizer_path=tokenizer_path,
+            precision=precision,
         )
         found = load_with_report(
             opened, device=pick_device(device)[0], dtype=dtype, quant="bnb4" if quant else None
