@@ -1,5 +1,6 @@
 """Preparing HDF5: several processes, stopped runs, broken records, settings that are refused."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from retinue.core.errors import ConfigError
 from retinue.data.prepare import lane
+from retinue.data.prepare.inputs import chunks, find_files, records
 from retinue.data.prepare.run import prepare
 from retinue.data.prepare.spec import parse_spec
 from retinue.data.prepare.writer import read_rows
@@ -144,3 +146,25 @@ def test_wrong_keys_are_named(section, key, says):
     data[section] = {**data[section], key: 1}
     with pytest.raises(ConfigError, match=says):
         parse_spec(data, where=str(Path("x.yaml")))
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".jsonl.gz", ".jsonl.zst", ".parquet"])
+def test_every_kind_of_file_gives_the_same_records(tmp_path, suffix):
+    rows = [{"a": i, "b": "x" * i} for i in range(5)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    path = tmp_path / f"data{suffix}"
+    if suffix == ".json":
+        path.write_text(json.dumps(rows))
+    elif suffix == ".parquet":
+        pyarrow = pytest.importorskip("pyarrow")
+        parquet = pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif suffix == ".jsonl.gz":
+        path.write_bytes(gzip.compress(lines))
+    elif suffix == ".jsonl.zst":
+        path.write_bytes(pytest.importorskip("zstandard").ZstdCompressor().compress(lines))
+    else:
+        path.write_bytes(lines)
+    assert find_files(tmp_path) == [path]
+    assert [record.load() for record in records(path)] == rows
+    assert [len(held) for _, _, held in chunks([path], size=1)] == [1] * 5
