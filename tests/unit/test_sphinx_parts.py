@@ -324,3 +324,69 @@ def test_room_for_text_beside_a_picture(limit: int | None, fits: bool) -> None:
         return
     with pytest.raises(ConfigError, match=f"{limit} - 22 tokens"):
         check_room(processor, max_tokens=limit)
+
+
+def mixture(**more: Any) -> RetinueConfig:
+    """A tiny mixture of four experts without pictures."""
+    text = {
+        "model_type": "mixtral",
+        "vocab_size": 40,
+        "hidden_size": WIDTH,
+        "intermediate_size": 8,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "num_local_experts": 4,
+        "router_aux_loss_coef": 0.5,
+    }
+    spec = {"connector": {"kind": "blind"}, "image_token_id": -200}
+    return RetinueConfig(text_config={**text, **more}, spec=spec)
+
+
+def test_the_routers_loss_joins_that_of_the_words() -> None:
+    """As a mean, with the config's weight; padding counts only if asked for; routers learn."""
+    from retinue.ops.collate import collate
+    from retinue.train.objectives.moe import Moe, MoeSpec
+    from retinue.types import Example
+
+    model = build_model(mixture(), seed=0)
+    examples = [
+        Example(id=str(n), tokens=list(range(2, n)), labels=list(range(2, n))) for n in (6, 12)
+    ]
+    batch = collate(examples, pad_id=0, train=True)
+    plain = model.run(batch)
+    counted = {}
+    for padding in (False, True):
+        output = Moe(MoeSpec(padding=padding))(model, batch)
+        uneven = output.metrics["load_balancing"]
+        counted[padding] = float(uneven)
+        extra = (output.loss_sum - plain.loss_sum) / output.num_supervised
+        assert float(extra.detach()) == pytest.approx(0.5 * float(uneven), rel=1e-4)
+    assert counted[False] != counted[True]
+    free = Moe(MoeSpec(balance=0.0))(model, batch)
+    assert torch.equal(free.loss_sum, plain.loss_sum)
+    Moe(MoeSpec())(model, batch).loss_sum.backward()
+    gate = model.get_parameter("lm.model.layers.0.mlp.gate.weight")
+    assert gate.grad is not None
+    assert gate.grad.abs().sum() > 0
+
+
+def test_a_dense_model_has_no_routers() -> None:
+    from retinue.train.objectives.moe import Moe, MoeSpec
+
+    with pytest.raises(ConfigError, match="without experts"):
+        Moe(MoeSpec()).check(build_model(vision(), device="meta"))
+
+
+def test_rounded_rope_is_chosen_at_loading(tmp_path: Path) -> None:
+    """Up to position 256 nothing changes; beyond, neighbours share angles."""
+    folder = text_model(tmp_path / "model")
+    args = json.loads((folder / "config.json").read_text("utf-8")) | {"rope_scaling": 0.5}
+    (folder / "config.json").write_text(json.dumps(args), encoding="utf-8")
+    exact, _ = load(folder)
+    rounded, _ = load(folder, rope="rounded")
+    places = torch.arange(600)[None]
+    tables = [m.lm.base.rotary_emb(torch.zeros(1), places)[0][0] for m in (exact, rounded)]
+    torch.testing.assert_close(tables[0][:257], tables[1][:257], atol=1e-5, rtol=0)
+    assert not torch.equal(tables[1][257], tables[0][257])
+    assert torch.equal(tables[1][257], tables[1][256])

@@ -38,8 +38,8 @@ def open_sphinx(
     """One model of one folder or several, later ones over earlier ones.
 
     base: a folder that `path` lies over. The variant, config and tokenizer are those of the last
-    folder that has them, unless they are given. precision: how pictures are resampled. Raises CheckpointError naming a missing file and
-    the argument that replaces it.
+    folder that has them, unless they are given; precision: how pictures are resampled. Raises
+    CheckpointError naming a missing file and the argument that replaces it.
     """
     from retinue.hub.sources import Opened
 
