@@ -80,11 +80,10 @@ def agreement(answer: str, given: Sequence[str]) -> float:
 def vqa(prediction: str, references: Sequence[str]) -> dict[str, float]:
     """VQA accuracy: mean over annotators of min(1, agreeing others / 3).
 
-    Answers of annotators lose their punctuation where they differ, as in the public evaluation
-    (https://visualqa.org/evaluation.html).
+    Both sides are normalised. Public copies of the evaluation (https://visualqa.org/evaluation.html)
+    differ in whether they do so where all annotators agree; here they always are.
     """
-    several = len(set(references)) > 1
-    given = [punctuation(one) if several else one for one in references]
+    given = [vqa_answer(one) for one in references]
     return {"vqa": agreement(vqa_answer(prediction), given)}
 
 
