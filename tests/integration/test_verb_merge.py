@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import weakref
 from pathlib import Path
 from typing import Any
@@ -349,3 +350,28 @@ def test_shards_of_any_number_are_mixed(case: Path, tmp_path: Path) -> None:
     left, right = state(tmp_path / "own"), state(tmp_path / "changed")
     wanted = {n: beta * left[n].float() + (1 - beta) * right[n].float() for n in left}
     same(state(tmp_path / "mixed"), {n: t.to(left[n].dtype) for n, t in wanted.items()})
+    convert(tmp_path / "mixed", tmp_path / "back", to="sphinx", shards=2)
+    again, _ = load(tmp_path / "back")
+    assert torch.equal(again.state_dict()[HEAD], state(tmp_path / "mixed")[HEAD])
+
+
+@pytest.mark.parametrize("case", cases("m3-llava", "llava15-core*", having="model"), ids=str)
+def test_a_merged_tower_goes_into_an_original_s_checkpoint(case: Path, tmp_path: Path) -> None:
+    """LLaVA keeps its tower outside; a mix of two towers is no longer that one."""
+    for name in ("model", "openai"):
+        shutil.copytree(case / name, tmp_path / name)
+    first = tmp_path / "model"
+    model, processor = load(first, template="vicuna_v1")
+    with torch.no_grad():
+        next(model.encoders["clip"].parameters()).add_(1)
+    save(model, processor, tmp_path / "changed")
+    spec: dict[str, Any] = {"method": "linear", "template": "vicuna_v1"}
+    for other, inside in ((first, False), (tmp_path / "changed", True)):
+        merge({**spec, "sources": [str(first), str(other)]}, tmp_path / "out")
+        convert(tmp_path / "out", tmp_path / "back", to="llava")
+        found = [name for name in Weights.of(tmp_path / "back") if "vision_tower" in name]
+        assert bool(found) == inside
+        if not inside:
+            weights, original = Weights.of(tmp_path / "back"), Weights.of(first)
+            assert set(weights) == set(original)
+            assert all(torch.equal(weights.read(n), original.read(n)) for n in original)

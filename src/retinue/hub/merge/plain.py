@@ -65,8 +65,10 @@ class Slerp(Merger):
             raise ConfigError("a negative weight", rule="slerp goes from one model to the other")
         t = second.weight / (first.weight + second.weight)
         a_T, b_T = first.x_T, second.x_T
-        lengths = a_T.double().norm() * b_T.double().norm()
-        cosine = float((a_T.double() * b_T.double()).sum() / lengths) if lengths > 0 else 1.0
+        norm = torch.linalg.vector_norm
+        lengths = norm(a_T, dtype=torch.float64) * norm(b_T, dtype=torch.float64)
+        dot = (a_T * b_T).sum(dtype=torch.float64)
+        cosine = float(dot / lengths) if lengths > 0 else 1.0
         if abs(cosine) > NEARLY_ONE_LINE:
             return torch.lerp(a_T, b_T, t)
         angle = torch.tensor(cosine, dtype=torch.float64).acos()

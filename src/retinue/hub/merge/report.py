@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -64,7 +65,7 @@ class Distances:
 
 def square(x_T: Tensor) -> float:
     """Sum of squares in float64."""
-    return float(x_T.double().square().sum())
+    return float(torch.linalg.vector_norm(x_T, dtype=torch.float64)) ** 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

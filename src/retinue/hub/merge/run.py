@@ -168,7 +168,7 @@ class Merge:
             distances.add(name, first_T, values)
             return kept
         out_T = self._merged(name, parts, first_T).to(kept.dtype)
-        if not out_T.isfinite().all() and all(part.x_T.isfinite().all() for part in parts):
+        if not finite(out_T) and all(finite(part.x_T) for part in parts):
             raise CheckpointError(
                 f"{name} leaves the range of {str(kept.dtype).removeprefix('torch.')}",
                 where="merge",
@@ -197,6 +197,11 @@ class Merge:
 def wide(x_T: Tensor) -> Tensor:
     """The tensor in a type to calculate in: float64 stays, all else becomes float32."""
     return x_T if x_T.dtype == torch.float64 else x_T.float()
+
+
+def finite(x_T: Tensor) -> bool:
+    """Whether all numbers are finite. Their sum tells it at once, unless it overflows itself."""
+    return bool(x_T.sum(dtype=torch.float64).isfinite()) or bool(x_T.isfinite().all())
 
 
 def _open(source: SourceSpec, label: str) -> Checkpoint:
