@@ -375,3 +375,16 @@ def test_a_merged_tower_goes_into_an_original_s_checkpoint(case: Path, tmp_path:
             weights, original = Weights.of(tmp_path / "back"), Weights.of(first)
             assert set(weights) == set(original)
             assert all(torch.equal(weights.read(n), original.read(n)) for n in original)
+
+
+def test_a_base_has_no_weight_and_a_recipe_no_options(
+    folders: Any, tmp_path: Path, capsys: Any
+) -> None:
+    file = tmp_path / "merge.yaml"
+    file.write_text(RECIPE.format(**folders))
+    assert run(["merge", str(file), "base={from: x, weight: 2}"]) == 2  # x does not exist either
+    assert "only sources have one" in capsys.readouterr().err
+    assert run(["merge", str(file), "--density", "0.5"]) == 2
+    assert "method.density=0.3" in capsys.readouterr().err
+    assert run(["merge", str(file), "sources.three.weight=2"]) == 2
+    assert "no item is named 'three'" in capsys.readouterr().err

@@ -54,6 +54,7 @@ class Merge:
     """
 
     def __init__(self, spec: MergeSpec) -> None:
+        spec.check()
         self.spec = spec
         self.base = None if spec.base is None else _open(spec.base, spec.base.name or "base")
         self.sources = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 from pydantic import Field, FiniteFloat, field_validator, model_validator
 
@@ -86,21 +86,26 @@ class MergeSpec(Spec):
     accept: list[str] = Field(default_factory=list)
     template: str | None = None
 
-    @model_validator(mode="after")
-    def _fitting(self) -> Self:
+    def check(self) -> None:
+        """Raise ConfigError where method, sources and base do not go together."""
         count, kind = len(self.sources), self.method.kind
         if self.method.needs_base and self.base is None:
-            raise ValueError(
-                f"{kind} adds what models learnt since their base, and there is no base; "
-                "name it: base: PATH, or --base PATH"
+            raise ConfigError(
+                f"{kind} without a base",
+                where="merge",
+                rule="it adds what models learnt since the model that all were tuned from",
+                fix="name that one: --base PATH, or base: in the recipe",
             )
         if self.method.exactly not in (None, count):
-            raise ValueError(f"{kind} takes {self.method.exactly} sources, not {count}")
+            raise ConfigError(
+                f"{kind} takes {self.method.exactly} sources, not {count}", where="merge"
+            )
         if count < 2 and not self.method.needs_base:
-            raise ValueError(f"{kind} of one source is that source; name two or more")
+            raise ConfigError(
+                f"{kind} of one source is that source", where="merge", fix="name two or more"
+            )
         if self.base is not None and (self.base.weights or self.base.weight != 1):
-            raise ValueError("the base has no weight; weights belong to the sources")
-        return self
+            raise ConfigError("a weight of the base", where="merge", rule="only sources have one")
 
     @property
     def labels(self) -> list[str]:
