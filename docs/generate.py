@@ -15,8 +15,11 @@ os.environ["COLUMNS"] = "80"  # help pages wrap at the terminal's width
 
 import typer
 
-from retinue.cli.ls import FAMILIES, listing
+from retinue.cli.ls import EVERY, listing
 from retinue.cli.main import VERBS, run
+from retinue.core.paths import tasks
+from retinue.eval.scorers import SCORERS
+from retinue.eval.task import load_task
 from retinue.world.contact import contact_sheet
 from retinue.world.make import make_picture
 from retinue.world.options import WorldOptions
@@ -47,10 +50,38 @@ def cli() -> str:
 def reference() -> str:
     """One table per family of names."""
     parts = [NOTE + "# Names\n\nWhat `retinue ls FAMILY` prints: the words that recipes use.\n"]
-    for family in [*FAMILIES, "recipes"]:
+    for family in EVERY:
         rows = "".join(f"| `{name}` | {line} |\n" for name, line in listing(family).items())
         parts.append(f"## {family}\n\n| name | what |\n|---|---|\n{rows}")
     return "\n".join(parts)
+
+
+def benchmarks() -> str:
+    """The packaged benchmarks, what scores them, and the published figures that come with them."""
+    parts = [
+        NOTE
+        + "# Benchmarks\n\nWhat `retinue eval PATH NAME --tasks-root FOLDER` knows; how to use "
+        "them and add your own: [evaluation](evaluation.md).\n\n"
+        "| name | what | files in | scorer, measure | source |\n|---|---|---|---|---|\n"
+    ]
+    found = {name: load_task(path) for name, path in tasks().items()}
+    for name, task in found.items():
+        how = task.scorer if task.measure == "mean" else f"{task.scorer}, {task.measure}"
+        about = " ".join(task.about.split())
+        parts.append(f"| `{name}` | {about} | `{task.folder or name}/` | {how} | {task.source} |\n")
+    parts.append("\n## Scorers\n\n| scorer | rule and source |\n|---|---|\n")
+    for name in dict.fromkeys(sorted(task.scorer for task in found.values())):
+        text = " ".join((SCORERS.get(name).__doc__ or "").split())
+        parts.append(f"| `{name}` | {text} |\n")
+    for name, task in found.items():
+        if not task.references:
+            continue
+        head = "| model | score | source |\n|---|---|---|\n"
+        parts.append(f"\n## {name}: published figures\n\n{head}")
+        for one in task.references:
+            note = f" ({one.note})" if one.note else ""
+            parts.append(f"| {one.model} | {one.score:g} | {one.source}{note} |\n")
+    return "".join(parts)
 
 
 def tiny_world(file: Path) -> None:
@@ -67,7 +98,7 @@ def tiny_world(file: Path) -> None:
     contact_sheet(scenes, gap=4).save(file, optimize=True)
 
 
-PAGES = {"cli.md": cli, "reference.md": reference}
+PAGES = {"cli.md": cli, "reference.md": reference, "benchmarks.md": benchmarks}
 PICTURES = {"img/tinyworld.png": tiny_world}
 
 if __name__ == "__main__":

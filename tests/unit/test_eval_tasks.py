@@ -291,3 +291,46 @@ def test_eval_with_a_model_writes_results_pages_and_what_to_hand_in(folder, tmp_
 def test_commands_that_ask_nothing_or_two_things(words, says, capsys):
     assert run(words) == 2
     assert says in capsys.readouterr().err
+
+
+class Mortal:
+    """A model that is killed at its n-th step."""
+
+    def __init__(self, model, calls):
+        self.model, self.left = model, calls
+
+    def __getattr__(self, name):
+        return getattr(self.model, name)
+
+    def run(self, *args, **kwargs):
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        return self.model.run(*args, **kwargs)
+
+
+def test_killed_three_times_ends_with_the_same_files(tmp_path, monkeypatch):
+    """Several tasks, killed in the first, between two, and in the last."""
+    from retinue.cli import answering
+
+    for name in ("pope", "gqa", "mme"):
+        miniature(name, tmp_path)
+    model, processor = tiny_model()
+    lives = [10**9]
+    monkeypatch.setattr(
+        answering, "load_model", lambda *args, **kwargs: (Mortal(model, lives[-1]), processor)
+    )
+    command = ["eval", "x", "pope", "gqa", "mme", "--tasks-root", str(tmp_path)]
+    command += ["--batch-size", "2", "--max-new-tokens", "4", "--no-page", "--json"]
+    straight, broken = (tmp_path / name / "r.json" for name in ("straight", "broken"))
+    assert run([*command, str(straight)]) == 0
+    for steps in (7, 9, 6):
+        lives.append(steps)
+        assert run([*command, str(broken)]) == 130
+    assert len(list(broken.parent.glob("r.*.json"))) > 1, "no task was finished in between"
+    lives.append(10**9)
+    assert run([*command, str(broken)]) == 0
+    names = sorted(path.name for path in straight.parent.iterdir())
+    assert sorted(path.name for path in broken.parent.iterdir()) == names
+    for name in names:
+        assert (broken.parent / name).read_bytes() == (straight.parent / name).read_bytes(), name

@@ -54,9 +54,7 @@ def render_page(
     parts = [
         f"<h1>{escape(own['name'])}</h1><p>{escape(own['about'])}</p>",
         headline(own, document["counts"]),
-        published(document),
-        *(bars(name, groups, unit=own["unit"]) for name, groups in own["groups"].items()),
-        figures(own["metrics"]),
+        *(bars(name, groups) for name, groups in own["groups"].items()),
     ]
     lists = (
         ("Wrong answers", wrong, WRONG),
@@ -68,7 +66,7 @@ def render_page(
             said = f", {most} shown" if len(some) > most else ""
             parts.append(f"<h2>{title} ({len(some)}{said})</h2>")
             parts += [answer(row, asked.get(row["id"])) for row in some[:most]]
-    parts.append(f"<h2>Pinned</h2>{pinned(own)}")
+    parts += [published(document), figures(own["metrics"]), f"<h2>Pinned</h2>{pinned(own)}"]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width">'
@@ -85,7 +83,7 @@ def headline(own: Mapping[str, Any], counts: Mapping[str, Any]) -> str:
         low, high = (in_unit(own[key], own["unit"]) for key in ("low", "high"))
         score = (
             f'<p class="big">{in_unit(own["score"], own["unit"])}</p>'
-            f'<p class="r">{escape(own["pinned"]["measure"])} of {escape(own["pinned"]["scorer"])},'
+            f'<p class="r">{escape(next(iter(own["metrics"])))} × {own["unit"]:g},'
             f" 95 % interval {low} to {high}</p>"
         )
     left = f", {counts['skipped']} without an answer" if counts["skipped"] else ""
@@ -101,7 +99,7 @@ def published(document: Mapping[str, Any]) -> str:
     return f"<h2>Published figures</h2>{table(header[1:], own, text=(0, 3))}"
 
 
-def bars(name: str, groups: Mapping[str, Mapping[str, float]], *, unit: float) -> str:
+def bars(name: str, groups: Mapping[str, Mapping[str, float]]) -> str:
     """The mean score of each value of a fact."""
     top = max((group["score"] for group in groups.values()), default=1) or 1
     lines = "".join(
@@ -121,7 +119,8 @@ def figures(metrics: Mapping[str, float]) -> str:
     if len(metrics) < 2:
         return ""
     lines = [[name, f"{value:.4g}"] for name, value in metrics.items()]
-    return f"<h2>All figures</h2>{table(['figure', 'value'], lines)}"
+    body = table(["figure", "value"], lines)
+    return f"<h2>All figures</h2><details><summary>{len(lines)} figures</summary>{body}</details>"
 
 
 def table(header: Sequence[str], lines: Sequence[Sequence[Any]], *, text: Any = ()) -> str:
