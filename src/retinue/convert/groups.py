@@ -65,6 +65,8 @@ def _joined(tensors: Tensors) -> Tensors:
 class Regrouped(Weights):
     """Weights seen by our names. Names that no group speaks of keep their own, for the report."""
 
+    made = True
+
     def __init__(self, weights: Weights, groups: Iterable[Group]) -> None:
         super().__init__(weights.files)
         self.under = weights

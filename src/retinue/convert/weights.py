@@ -23,8 +23,10 @@ class Weights:
     """The tensors of some files by name. Nothing is read before it is asked for.
 
     files: safetensors or .bin, in one folder. Raises CheckpointError for a file that is missing,
-    truncated or no weight file.
+    truncated or no weight file. made: what is read has been put together in new memory.
     """
+
+    made = False
 
     def __init__(self, files: Iterable[Path]) -> None:
         self.files = [Path(file) for file in files]

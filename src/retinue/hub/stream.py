@@ -173,7 +173,8 @@ def fill(
     quantized = quantizer.targets(model) if quantizer else set()
     common = dtype or language_dtype(sources)
     mark = Fingerprint()
-    with returning_memory() if quantizer else nullcontext():
+    made = quantizer is not None or any(source.weights.made for source in sources)
+    with returning_memory() if made else nullcontext():
         for name, tensor in stream(sources, wanted, tied, cover):
             tensor = cast(name, tensor, asked=dtype, common=common)
             mark.add(name, tensor)
