@@ -8,7 +8,9 @@ from __future__ import annotations
 import base64
 import io
 import json
+import pickle
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from tiny import picture
 TEN = ["red"] * 7 + ["dark red"] * 2 + ["crimson"]
 FIVE = {f"a{n}": word for n, word in enumerate(["runs", "sits", "eats", "sleeps", "swims"])}
 Files = dict[str, Any]
-"""Path -> text, JSON data, or None for a picture."""
+"""Path -> text, bytes, JSON data, or None for a picture."""
 
 
 def lines(*rows: Any) -> str:
@@ -193,6 +195,18 @@ def covers() -> Files:
     return {"dataset.json": files, "images/11.jpg": None}
 
 
+def refer(by: str, split: str) -> Files:
+    said = [{"sent_id": n, "sent": words} for n, words in enumerate(["red bar", "left one"])]
+    row = {"ref_id": 3, "image_id": 7, "ann_id": 5, "sentences": said}
+    rows = [{**row, "split": split}, {**row, "ref_id": 4, "split": "train"}]
+    box = {"id": 5, "bbox": [2.0, 3.0, 12.0, 11.0], "image_id": 7}
+    return {
+        f"refs({by}).p": pickle.dumps(rows, protocol=2),
+        "instances.json": {"images": [{"id": 7, "width": 40, "height": 30}], "annotations": [box]},
+        "train2014/COCO_train2014_000000000007.jpg": None,
+    }
+
+
 COCO = "val2014/COCO_val2014_000000000007.jpg"
 LAYOUTS: dict[str, tuple[str, Callable[[], Files]]] = {
     "vqav2": (
@@ -293,6 +307,15 @@ LAYOUTS: dict[str, tuple[str, Callable[[], Files]]] = {
     "nextqa": ("nextqa", lambda: video("NExT_QA")),
     "intentqa": ("intentqa", lambda: video("IntentQA")),
     "egoschema": ("egoschema", lambda: video("EgoSchema")),
+    **{
+        f"{name.replace('+', '-plus')}-{split}": (name, partial(refer, by, split))
+        for name, by, splits in (
+            ("refcoco", "unc", ("val", "testA", "testB")),
+            ("refcoco+", "unc", ("val", "testA", "testB")),
+            ("refcocog", "umd", ("val", "test")),
+        )
+        for split in splits
+    },
     "gaokao-mm": ("gaokao-mm", lambda: gaokao("2010-2023_Math_MCQs", ["B"])),
     "gaokao-mm-several": ("gaokao-mm", lambda: gaokao("2010-2023_Physics_MCQs", ["AB"])),
 }
@@ -307,6 +330,8 @@ def miniature(name: str, root: Path) -> Path:
         place.parent.mkdir(parents=True, exist_ok=True)
         if content is None:
             picture(1).save(place)
+        elif isinstance(content, bytes):
+            place.write_bytes(content)
         else:
             place.write_text(content if isinstance(content, str) else json.dumps(content), "utf-8")
     return root / folder

@@ -2,8 +2,10 @@
 
 import io
 import json
+import pickle
 import re
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -244,6 +246,19 @@ def test_mmbench_upload_is_a_spreadsheet(tmp_path):
         "prediction",
         "split",
     ]
+
+
+def test_boxes_of_refcoco_stand_on_the_padded_square(tmp_path):
+    _, folder, questions = read("refcoco-plus-testA", tmp_path)
+    assert [q.sample.messages[-1].text.rpartition(": ")[2] for q in questions] == [
+        "red bar.",
+        "left one.",
+    ]
+    # 40 x 30 on a square of 40: five rows above. Box 2..14, 3..14.
+    assert questions[0].references == ("[0.050000,0.200000,0.350000,0.475000]",)
+    (folder / "refs(unc).p").write_bytes(pickle.dumps([Path("x")]))
+    with pytest.raises(DataError, match="no plain data"):
+        list(load_task(tasks()["refcoco-plus-testA"]).reader.items(folder))
 
 
 @pytest.fixture(scope="module")

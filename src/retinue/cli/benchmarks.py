@@ -45,6 +45,15 @@ PredictionsFile = Annotated[
         "(docs/evaluation.md). PATH is then left out.",
     ),
 ]
+EndpointUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--endpoint",
+        metavar="URL",
+        help="An OpenAI-compatible server in the place of a model, up to /v1; key in "
+        "OPENAI_API_KEY. PATH is then the model's name there.",
+    ),
+]
 NoPage = Annotated[bool, typer.Option("--no-page", help="Write no page with pictures.")]
 
 
@@ -225,6 +234,41 @@ def after(job: Job, document: dict[str, Any], *, page: bool) -> None:
         with writing(place):
             place.write_text(render_page(document, rows, job.questions), "utf-8")
         note(f"page: {place}")
+
+
+def from_endpoint(
+    url: str, name: str, *, workers: int, changed: dict[str, Any], skip: bool
+) -> Callable[..., dict[str, Any]]:
+    """`answer` of `run` with a server's model; workers: requests at one time."""
+    from retinue.cli.scoring import write_answers
+    from retinue.core.errors import ConfigError
+    from retinue.eval.endpoint import Endpoint
+
+    unknown = [key for key in changed if key in ("top_p", "seed")]
+    if unknown:
+        raise ConfigError(f"{unknown[0]} is not sent to a server", fix="leave it out")
+
+    def answer(job: Job, **options: Any) -> dict[str, Any]:
+        own = {**job.task.decoding.model_dump(), **changed}
+        server = Endpoint(url=url, model=name, workers=workers, **own)
+        settings = {
+            "endpoint": url,
+            "model": name,
+            "params": own,
+            "data": str(job.folder),
+            "questions": len(job.questions),
+            "task": job.task.pinned(),
+            "changed": changed,
+        }
+        return write_answers(
+            lambda samples, refused: server(samples, refused if skip else None),
+            job.questions,
+            job.target,
+            settings=settings,
+            **options,
+        )
+
+    return answer
 
 
 def from_file(path: Path) -> Callable[..., dict[str, Any]]:

@@ -36,6 +36,7 @@ app = verb()
         "retinue eval runs/m3/model --data other.jsonl --fit-auto runs/m3/model",
         "retinue eval runs/mine/model pope textvqa --tasks-root data/eval --json mine/result.json",
         "retinue eval --predictions answers.jsonl pope --tasks-root data/eval",
+        "retinue eval served-name pope --tasks-root data/eval --endpoint http://localhost:8000/v1",
     ),
 )
 def evaluate(
@@ -49,6 +50,7 @@ def evaluate(
     tasks_root: benchmarks.TasksRoot = Path("."),
     tasks_from: benchmarks.TasksFrom = None,
     predictions: benchmarks.PredictionsFile = None,
+    endpoint: benchmarks.EndpointUrl = None,
     scorer: Annotated[
         str | None, typer.Option(help="For all rows (`retinue ls scorers`); default: each row's.")
     ] = None,
@@ -127,6 +129,8 @@ def evaluate(
             note(f"result in {target}")
             return
         questions = []
+        if endpoint is not None and data is not None:
+            raise ConfigError("--data has no --endpoint", fix="make the rows a task (YAML)")
         if data is not None:
             questions = read_questions(data, scorer=scorer, media_root=media_root, limit=limit)
             check_references(questions)
@@ -140,6 +144,17 @@ def evaluate(
             },
             where="eval",
         )
+        if endpoint is not None:
+            server = benchmarks.from_endpoint(
+                endpoint,
+                path,
+                workers=batch_size,
+                changed=benchmarks.changed(context, params),
+                skip=on_error == "skip",
+            )
+            benchmarks.run(made, target, answer=server, restart=restart, page=not no_page)
+            note(f"result in {target}")
+            return
         model, processor = opt.load_model(
             path,
             device=device,

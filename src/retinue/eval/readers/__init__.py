@@ -19,6 +19,7 @@ READERS: Registry[type[Reader]] = Registry(
         "seed": "retinue.eval.readers.seed:Seed",
         "ai2d": "retinue.eval.readers.documents:Ai2d",
         "ocrvqa": "retinue.eval.readers.documents:OcrVqa",
+        "refer": "retinue.eval.readers.refer:Refer",
         "gaokao": "retinue.eval.readers.gaokao:Gaokao",
     },
 )

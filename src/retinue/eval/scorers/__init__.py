@@ -20,6 +20,7 @@ SCORERS: Registry[Scorer] = Registry(
         "number": "retinue.eval.scorers.number:number",
         "choice": "retinue.eval.scorers.choice:choice",
         "iou": "retinue.eval.scorers.regions:iou",
+        "iou50": "retinue.eval.scorers.regions:iou50",
         "det": "retinue.eval.scorers.regions:det",
         "grounded": "retinue.eval.scorers.regions:grounded",
         "oks": "retinue.eval.scorers.pose:oks",

@@ -27,6 +27,12 @@ def iou(prediction: str, references: Sequence[str]) -> dict[str, float]:
     return best(references, score)
 
 
+def iou50(prediction: str, references: Sequence[str]) -> dict[str, float]:
+    """As `iou`, with accuracy at overlap 0.5 first (RefCOCO, arXiv 1608.00272)."""
+    found = iou(prediction, references)
+    return {"iou50": found["iou50"], "iou": found["iou"]}
+
+
 def det(prediction: str, references: Sequence[str]) -> dict[str, float]:
     """Average precision over IoU 0.50:0.05:0.95 as COCO computes it (101 recall points).
 
