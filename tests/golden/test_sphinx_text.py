@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -72,8 +73,12 @@ def test_conversations(case: Path) -> None:
         text = template.text(messages, reply=reply)
         assert text == record["conv"]
         segments = template.render(messages, reply=reply)
-        answers = [piece.text for piece in segments if piece.train and not piece.media]
-        assert "".join(answers) == "".join(record["to_predict"])
+        answers = [
+            "".join(piece.text for piece in run).lstrip(" ")
+            for trained, run in groupby(segments, key=lambda piece: piece.train)
+            if trained
+        ]
+        assert answers == record["to_predict"]
         prompt = SphinxTokenizer(tokenizer).encode(text, bos=True, eos=False)
         assert prompt == record["prompt_ids"]
         if record["to_predict"]:

@@ -23,7 +23,9 @@ JINJA = (
     "{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-NAMES = [name for name in TEMPLATES if name not in ("plain", "v0_plain")]
+SINGLE = ("plain", "v0_plain", "accessory_single")
+"""Dialects of one turn."""
+NAMES = [name for name in TEMPLATES if name not in SINGLE]
 
 
 @cache

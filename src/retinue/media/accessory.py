@@ -34,7 +34,7 @@ class Accessory(ViewPolicy):
     """
 
     kind: Literal["accessory"] = "accessory"
-    side: int = Field(gt=0)
+    side: int = Field(default=448, gt=0)
     across: Literal[1, 2, 3] = 1
 
     def views(self, image: Picture, stream: StreamSpec) -> tuple[Tensor, Grid]:

@@ -46,7 +46,8 @@ class Accessory(Template):
             last = place == len(turns) - 1
             if self.style == "two" and not text and not last:
                 self.refuse("an empty message", "every turn of this dialect has text")
-            out.append(Segment(text=f" {self.roles[side]}: ", literal=True))
+            out.append(Segment(text=f" {self.roles[side]}:", literal=True))
+            out.append(Segment(text=" ", train=turn.train, literal=True))
             out.append(Segment(text=text, train=turn.train, literal=True))
             if not (reply and side and last):
                 out.append(Segment(text=self.end(side), train=turn.train, literal=True))
