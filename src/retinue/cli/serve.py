@@ -67,7 +67,7 @@ def serve(
     ] = 16384,
     step_tokens: Annotated[
         int, typer.Option(min=1, help="Prompt tokens read in one step; fewer: smoother streams.")
-    ] = 512,
+    ] = 1024,
     step_views: Annotated[
         int, typer.Option(min=1, help="Views that the encoders are shown in one step.")
     ] = 16,

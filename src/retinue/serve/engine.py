@@ -38,7 +38,7 @@ class EngineSpec(Spec):
 
     kv_tokens: int = Field(default=16384, ge=2)
     block: int = Field(default=16, ge=1)
-    step_tokens: int = Field(default=512, ge=1)
+    step_tokens: int = Field(default=1024, ge=1)
     step_views: int = Field(default=16, ge=1)
     rows: int = Field(default=64, ge=1)
     feature_bytes: int = Field(default=256 * 2**20, ge=0)
@@ -70,7 +70,7 @@ class Engine:
             features=self.features,
         )
         limits = Limits(
-            tokens=max(spec.step_tokens, spec.rows),
+            tokens=spec.step_tokens,
             views=spec.step_views,
             rows=spec.rows,
             chunks=self.runner.pieces,
@@ -136,6 +136,8 @@ class Engine:
         shares = [share for share in shares if share[0].id in self.requests]
         for group in self.runner.groups(shares):
             events += self._run(group)
+        if not self.requests:
+            self.runner.forget()
         return events
 
     def _run(self, group: Sequence[tuple[Running, int]]) -> list[Event]:
@@ -143,6 +145,7 @@ class Engine:
         try:
             logits_BV = self.runner.run(group)[:, : self.known]
         except Exception as error:
+            self.runner.forget()
             if len(group) == 1:
                 return [self._fail(group[0][0].id, error)]
             return [event for share in group for event in self._run([share])]

@@ -20,6 +20,7 @@ from retinue.model.retinue import Retinue
 from retinue.model.spec import Plan
 from retinue.processor import Processor
 from retinue.serve.features import FeatureCache
+from retinue.serve.mirror import Mirror
 from retinue.serve.pool import Pool, StepCache
 from retinue.serve.request import Running
 from retinue.types import Batch, Cache, Features, Item, Visual, VisualTokens
@@ -48,6 +49,7 @@ class ModelRunner:
         self.pool, self.features = pool, features
         self.plan: Plan = model.plan
         self.encoded = 0
+        self.mirror: Mirror | None = None
 
     @property
     def pieces(self) -> bool:
@@ -157,15 +159,9 @@ class ModelRunner:
 
     def run(self, shares: Sequence[tuple[Running, int]]) -> Tensor:
         """(B, V) scores after each row's new tokens; keys and values go into their blocks."""
-        rows = [one for one, _ in shares]
-        starts, counts = [one.computed for one in rows], [count for _, count in shares]
-        held = StepCache(
-            self.pool,
-            tables=[one.table for one in rows],
-            starts=starts,
-            counts=counts,
-            device=self.device,
-        )
+        held, rows = self._held(shares)
+        number = {id(one): count for one, count in shares}
+        starts, counts = [one.computed for one in rows], [number[id(one)] for one in rows]
         cache = Cache(
             lm=held,
             segments_BS=held.past_BP if held.length else None,
@@ -181,7 +177,28 @@ class ModelRunner:
         for row, one in enumerate(rows):
             one.state = {k: (a[row], b[row], c[row]) for k, (a, b, c) in cache.cross.items()}
         logits_BV: Tensor = output.logits
-        return logits_BV
+        at = {id(one): row for row, one in enumerate(rows)}
+        return logits_BV[[at[id(one)] for one, _ in shares]]
+
+    def forget(self) -> None:
+        """After a forward that failed, or when nobody decodes: gather anew next time."""
+        self.mirror = None
+
+    def _held(self, shares: Sequence[tuple[Running, int]]) -> tuple[StepCache, list[Running]]:
+        """What rows see of the pool, and their order; rows that decode find it as they left it."""
+        rows = [one for one, _ in shares]
+        if all(count == 1 for _, count in shares):
+            if self.mirror is None:
+                self.mirror = Mirror(self.pool, device=self.device)
+            return self.mirror, self.mirror.arrange(rows)
+        held = StepCache(
+            self.pool,
+            tables=[one.table for one in rows],
+            starts=[one.computed for one in rows],
+            counts=[count for _, count in shares],
+            device=self.device,
+        )
+        return held, rows
 
     def _batch(
         self, rows: Sequence[Running], starts: Sequence[int], counts: Sequence[int]

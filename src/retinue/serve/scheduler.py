@@ -1,10 +1,10 @@
 """Who computes how many tokens in the next step; no tensors here.
 
-Rows that decode come first, one token each, then prompts that are half read, then those that wait,
-oldest first. A prompt is read in chunks that fit into the step's budget of tokens, and no chunk
-shows the encoders more views than the step's budget of views, unless a picture alone has more.
-Where blocks run out, the youngest request gives its own back and waits again at the head of the
-queue; what it has said so far is kept, so its answer goes on where it was.
+Rows that decode come first, one token each and outside the budget, then prompts that are half
+read, then those that wait, oldest first. A prompt that is longer than the step's budget of tokens
+is read in chunks; no chunk shows the encoders more views than the step's budget of views, unless a
+picture alone has more. Where blocks run out, the youngest request gives its own back and waits
+again at the head of the queue; what it has said so far is kept, so its answer goes on where it was.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from retinue.serve.request import Running
 
 
 class Limits(Spec):
-    """What one step may cost. tokens and views: of one step; rows: requests that run side by side.
+    """What one step may cost. tokens, views: of its prompts; rows: requests side by side.
 
     chunks: prompts may be read in pieces and share blocks; off for models whose state at a token
     is more than keys and values. Then blocks for the whole answer are set aside at admission.
     """
 
-    tokens: int = 512
+    tokens: int = 1024
     views: int = 16
     rows: int = 64
     chunks: bool = True
@@ -76,7 +76,7 @@ class Scheduler:
             count, cost = self._chunk(one, one.computed, room, views, alone=not shares)
             if count and self._grow(one, one.computed + count, shares):
                 shares.append(Share(running=one, count=count))
-                room, views = room - count, views - cost
+                room, views = room - count * (one.left > 1), views - cost
         if self.preemptions > before:  # whoever came in now would be sent back soon
             return shares
         return shares + self._admit(room, views, bool(shares))
@@ -124,6 +124,10 @@ class Scheduler:
         alone: nobody else is in this step, so that something must fit.
         """
         left = len(one.tokens) - start
+        if left == 1:
+            return 1, self.views(one, start, start + 1)
+        if room < left <= self.limits.tokens and room < self.limits.tokens:
+            return 0, 0  # it fits whole into a step to come, which costs less than two pieces
         if not self.limits.chunks and left > 1:
             cost = self.views(one, start, len(one.tokens))
             fits = left <= room and cost <= views
