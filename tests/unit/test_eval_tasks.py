@@ -21,6 +21,8 @@ from retinue.eval.questions import check_references
 from retinue.eval.results import result
 from retinue.eval.runner import evaluate
 from retinue.eval.task import find, load_task, questions_of
+from retinue.hub.elastic import make_elastic
+from retinue.hub.save import save
 from retinue.processor import Processor
 from tiny import picture, tiny_model
 
@@ -349,3 +351,27 @@ def test_killed_three_times_ends_with_the_same_files(tmp_path, monkeypatch):
     assert sorted(path.name for path in broken.parent.iterdir()) == names
     for name in names:
         assert (broken.parent / name).read_bytes() == (straight.parent / name).read_bytes(), name
+
+
+def test_a_benchmark_at_several_numbers_of_visual_tokens(tmp_path, capsys):
+    model, processor = tiny_model(seed=3)
+    make_elastic(model, processor, scales=[1, 4, 16])
+    folder = save(model, processor, tmp_path / "elastic")
+    miniature("gqa", tmp_path)
+    out = tmp_path / "out" / "r.json"
+    command = ["eval", str(folder), "gqa", "--tasks-root", str(tmp_path), "--json", str(out)]
+    command += ["--max-new-tokens", "3", "--visual-tokens"]
+    assert run([*command, "1,16", "--oracle"]) == 0
+    document = json.loads(out.read_text("utf-8"))
+    points = document["comparison"]["budgets"]
+    assert [point["visual_tokens"] for point in points] == [1.0, 16.0]
+    assert document["benchmark"]["name"] == "gqa"
+    assert document["benchmark"]["score"] == points[-1]["score"]
+    assert "oracle" in capsys.readouterr().out
+    assert out.with_suffix(".html").exists()
+    assert run([*command, "4"]) == 0
+    assert json.loads(out.read_text("utf-8"))["settings"]["visual_tokens"] == 4
+    miniature("vizwiz", tmp_path)
+    command[2] = "vizwiz"
+    assert run([*command, "1,16"]) == 2
+    assert "answers are public" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -181,13 +182,14 @@ class Skips:
 def progress(title: str, *, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
     """A bar with rate and time left on a terminal, a line per tenth elsewhere; stderr only."""
     if not sys.stderr.isatty():
-        said = [done * 10 // max(total, 1)]
+        said, begin = [done * 10 // max(total, 1)], monotonic()
 
         def line(count: int) -> None:
             tenth = count * 10 // max(total, 1)
             if tenth > said[0]:
                 said[0] = tenth
-                note(f"{title}: {count}/{total}")
+                left = (monotonic() - begin) / max(count - done, 1) * (total - count)
+                note(f"{title}: {count}/{total}" + (f", {left:.0f} s left" if left else ""))
 
         yield line
         return

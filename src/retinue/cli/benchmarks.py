@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from retinue.cli import budgets
 from retinue.cli.common import note
 
 if TYPE_CHECKING:
@@ -109,16 +111,23 @@ def from_model(
     *,
     settings: dict[str, Any],
     changed: dict[str, Any],
-    budget: Any,
+    choices: budgets.Choices,
+    every: bool = False,
 ) -> Callable[..., dict[str, Any]]:
-    """`answer` of `run` with a model: `write` is scoring.write_result with the model given."""
+    """`answer` of `run` with a model: `write` is scoring.write_result with the model given.
+
+    choices: budgets of visual tokens; several, or `every`, are compared, and the task's figures are
+    then those of the largest.
+    """
+    from retinue.core.errors import ConfigError
+    from retinue.core.files import write_json
     from retinue.decode.sampling import SamplingParams
 
     def answer(job: Job, **options: Any) -> dict[str, Any]:
         own = {**job.task.decoding.model_dump(), **changed}
-        return write(
+        ask = partial(
+            write,
             job.questions,
-            job.target,
             params=SamplingParams.parse(own, where=job.name),
             settings={
                 **settings,
@@ -127,11 +136,39 @@ def from_model(
                 "task": job.task.pinned(),
                 "changed": changed,
             },
-            budget=budget,
-            **options,
         )
+        if not every and len(choices) == 1:
+            (budget,) = choices.values()
+            return ask(job.target, budget=budget, **options)
+        if not all(question.references for question in job.questions):
+            raise ConfigError(
+                "several budgets are compared where answers are public",
+                where=job.name,
+                fix="name one budget",
+            )
+        found = budgets.compare(
+            choices,
+            job.target,
+            write=partial(ask, finish=options["finish"]),
+            title=job.name,
+            restart=options["restart"],
+        )
+        largest = job.target.with_name(f"{rows_stem(job.target, found)}.json")
+        own_figures = json.loads(largest.read_text("utf-8"))["benchmark"]
+        document = {**found, "benchmark": own_figures}
+        for place in {job.target, job.target.parent / "run.json"}:
+            write_json(place, document)
+        return document
 
     return answer
+
+
+def rows_stem(target: Path, document: dict[str, Any]) -> str:
+    """Of the file of a result's rows; of several budgets, the largest's."""
+    if "comparison" not in document:
+        return target.stem
+    largest = max(int(point["choice"]) for point in document["comparison"]["budgets"])
+    return f"{target.stem}.{largest}"
 
 
 def jobs(
@@ -171,7 +208,7 @@ def run(
     """
     from retinue.core.files import versions, write_json, writing
     from retinue.core.log import print_table
-    from retinue.eval import benchmark
+    from retinue.eval import benchmark, oracle
 
     marker = out.with_name(f"{out.stem}.unfinished-tasks.json")
     several = len(made) > 1
@@ -200,7 +237,10 @@ def run(
         joined = {
             "status": "done",
             "tasks": {job.name: document for job, document in zip(made, documents, strict=True)},
-            "files": [f"{job.target.stem}.rows.jsonl" for job in made],
+            "files": [
+                f"{rows_stem(job.target, document)}.rows.jsonl"
+                for job, document in zip(made, documents, strict=True)
+            ],
             "versions": versions(),
         }
         for place in {out, out.parent / "run.json"}:
@@ -208,6 +248,11 @@ def run(
         marker.unlink()
     header, lines = benchmark.table(documents)
     print_table(lines, header=header)
+    for job, document in zip(made, documents, strict=True):
+        if "comparison" in document:
+            note(f"{job.name}, visual tokens:")
+            header, lines = oracle.table(document["comparison"])
+            print_table(lines, header=header)
     header, lines = benchmark.reference_table(documents)
     if lines:
         print_table(lines, header=header)
@@ -216,12 +261,12 @@ def run(
 
 def after(job: Job, document: dict[str, Any], *, page: bool) -> None:
     """The submission and the page of a finished job."""
-    from retinue.cli.scoring import rows_path
     from retinue.core.files import writing
     from retinue.decode.rows import RowFile
     from retinue.eval.page import render_page
 
-    rows = RowFile(rows_path(job.target)).rows
+    stem = rows_stem(job.target, document)
+    rows = RowFile(job.target.with_name(f"{stem}.rows.jsonl")).rows
     if job.task.submission is not None:
         texts = {row["id"]: row["text"] for row in rows}
         place = job.target.with_name(f"{job.target.stem}.{job.task.submission.file}")

@@ -190,11 +190,15 @@ def evaluate(
             with_baseline=baseline,
         )
         if data is None:
-            if every or len(choices) > 1:
-                raise ConfigError("several budgets at once are for --data", fix="name one budget")
-            (budget,) = choices.values()
-            changed = benchmarks.changed(context, params)
-            ask = benchmarks.from_model(write, settings=settings, changed=changed, budget=budget)
+            if fit_auto is not None or beside:
+                raise ConfigError("--fit-auto and --beside are for --data", fix="leave them out")
+            ask = benchmarks.from_model(
+                write,
+                settings=settings,
+                changed=benchmarks.changed(context, params),
+                choices=choices,
+                every=every,
+            )
             benchmarks.run(made, target, answer=ask, restart=restart, page=not no_page)
             note(f"result in {target}")
             return
