@@ -207,6 +207,21 @@ def refer(by: str, split: str) -> Files:
     }
 
 
+def wild() -> Files:
+    asked = [
+        {"question_id": n, "image": "1.jpg", "text": f"Tell of {n}.", "category": kind}
+        for n, kind in enumerate(("conv", "detail"))
+    ]
+    rule = {"role": "Assistant", "prompt": "Two scores on the first line, please."}
+    return {
+        "questions.jsonl": lines(*asked),
+        "context.jsonl": lines({"id": "1", "image": "1.jpg", "caption": "A red bar."}),
+        "answers_gpt4.jsonl": lines(*({"question_id": n, "text": f"T{n}."} for n in (0, 1))),
+        "rule.json": {f"llava_bench_{kind}": rule for kind in ("conv", "detail")},
+        "images/1.jpg": None,
+    }
+
+
 COCO = "val2014/COCO_val2014_000000000007.jpg"
 LAYOUTS: dict[str, tuple[str, Callable[[], Files]]] = {
     "vqav2": (
@@ -316,6 +331,7 @@ LAYOUTS: dict[str, tuple[str, Callable[[], Files]]] = {
         )
         for split in splits
     },
+    "llava-bench": ("llava-bench-in-the-wild", wild),
     "gaokao-mm": ("gaokao-mm", lambda: gaokao("2010-2023_Math_MCQs", ["B"])),
     "gaokao-mm-several": ("gaokao-mm", lambda: gaokao("2010-2023_Physics_MCQs", ["AB"])),
 }

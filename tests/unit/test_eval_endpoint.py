@@ -78,6 +78,33 @@ def test_a_benchmark_over_the_wire(server, tmp_path):
     assert words["text"].startswith("Is there a dog in the image?")
 
 
+def test_a_judge_scores_open_answers_once(server, tmp_path):
+    miniature("llava-bench", tmp_path)
+    out = tmp_path / "out" / "r.json"
+    (tmp_path / "said.json").write_text('{"0": "A bar.", "1": "Red."}', "utf-8")
+    server.reply = {"choices": [{"message": {"content": "8 6\nThe second is shorter."}}]}
+    command = ["eval", "--predictions", str(tmp_path / "said.json"), "llava-bench"]
+    command += ["--tasks-root", str(tmp_path), "--json", str(out)]
+    assert run(command) == 0
+    assert json.loads(out.read_text("utf-8"))["benchmark"]["score"] is None
+    command += ["--judge", server.url, "--judge-model", "j"]
+    for _ in range(2):
+        assert run(command) == 0
+        assert len(server.asked) == 2
+        found = json.loads(out.read_text("utf-8"))
+        assert found["settings"]["judge"] == "j"
+        metrics = found["benchmark"]["metrics"]
+        assert metrics["relative"] == pytest.approx(0.75)
+        assert (metrics["reference"], metrics["model"]) == pytest.approx((0.8, 0.6))
+    system, user = server.asked[0][2]["messages"]
+    assert system["role"] == "system"
+    assert user["content"][0]["text"] == (
+        "[Context]\nA red bar.\n\n[Question]\nTell of 0.\n\n[Assistant 1]\nT0.\n\n"
+        "[End of Assistant 1]\n\n[Assistant 2]\nA bar.\n\n[End of Assistant 2]\n\n"
+        "[System]\nTwo scores on the first line, please.\n\n"
+    )
+
+
 def test_answers_come_in_order_and_refusals_are_told(server):
     told = []
     samples = [ask(str(n), f"q{n}?", picture(n)) for n in range(9)]

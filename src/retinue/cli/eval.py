@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from retinue.cli import answering as opt
-from retinue.cli import benchmarks, budgets
+from retinue.cli import backends, benchmarks, budgets
 from retinue.cli.common import (
     Device,
     Quant,
@@ -51,6 +51,8 @@ def evaluate(
     tasks_from: benchmarks.TasksFrom = None,
     predictions: benchmarks.PredictionsFile = None,
     endpoint: benchmarks.EndpointUrl = None,
+    judge: benchmarks.JudgeUrl = None,
+    judge_model: benchmarks.JudgeModel = "gpt-4",
     scorer: Annotated[
         str | None, typer.Option(help="For all rows (`retinue ls scorers`); default: each row's.")
     ] = None,
@@ -123,9 +125,17 @@ def evaluate(
         made = benchmarks.jobs(
             names, root=tasks_root, folders=tasks_from or (), limit=limit, out=target
         )
+        finish = partial(
+            benchmarks.run,
+            made,
+            target,
+            restart=restart,
+            page=not no_page,
+            judge=None if judge is None else (judge, judge_model),
+        )
         if predictions is not None:
-            saved = benchmarks.from_file(predictions)
-            benchmarks.run(made, target, answer=saved, restart=restart, page=not no_page)
+            saved = backends.from_file(predictions)
+            finish(answer=saved)
             note(f"result in {target}")
             return
         questions = []
@@ -145,14 +155,14 @@ def evaluate(
             where="eval",
         )
         if endpoint is not None:
-            server = benchmarks.from_endpoint(
+            server = backends.from_endpoint(
                 endpoint,
                 path,
                 workers=batch_size,
-                changed=benchmarks.changed(context, params),
+                changed=backends.changed(context, params),
                 skip=on_error == "skip",
             )
-            benchmarks.run(made, target, answer=server, restart=restart, page=not no_page)
+            finish(answer=server)
             note(f"result in {target}")
             return
         model, processor = opt.load_model(
@@ -192,14 +202,14 @@ def evaluate(
         if data is None:
             if fit_auto is not None or beside:
                 raise ConfigError("--fit-auto and --beside are for --data", fix="leave them out")
-            ask = benchmarks.from_model(
+            ask = backends.from_model(
                 write,
                 settings=settings,
-                changed=benchmarks.changed(context, params),
+                changed=backends.changed(context, params),
                 choices=choices,
                 every=every,
             )
-            benchmarks.run(made, target, answer=ask, restart=restart, page=not no_page)
+            finish(answer=ask)
             note(f"result in {target}")
             return
         write = partial(

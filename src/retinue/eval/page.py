@@ -78,7 +78,7 @@ def render_page(
 def headline(own: Mapping[str, Any], counts: Mapping[str, Any]) -> str:
     """The score with its interval, and how many questions it stands on."""
     if own["score"] is None:
-        score = "<p class='r'>The answers of this benchmark are not public; hand the file in.</p>"
+        score = "<p class='r'>No score: the answers are not public, or a judge was not named.</p>"
     else:
         low, high = (in_unit(own[key], own["unit"]) for key in ("low", "high"))
         score = (

@@ -14,6 +14,7 @@ from retinue.core.paths import tasks
 from retinue.core.registry import nearest
 from retinue.core.spec import Spec
 from retinue.core.yamlio import load_yaml
+from retinue.eval.judging import Judge
 from retinue.eval.measures import MEASURES
 from retinue.eval.questions import Question
 from retinue.eval.readers import READERS, Item
@@ -54,8 +55,9 @@ class Task(Spec):
     """One benchmark. version: raised when prompt, decoding, scorer or measure change.
 
     prompt: text with `{field}` of the reader; a line that has a field and whose fields are all
-    empty is left out. Pictures stand first, each followed by a line break. metric: the measure's
-    figure that is the score. unit: what 1.0 of it is in published tables (100: per cent).
+    empty is left out. Pictures stand first, each followed by a line break. measure: rows ->
+    figures, the first is the score. judge: how a model is asked that scores the answers, if one is
+    named. unit: what 1.0 of the score is in published tables (100: per cent).
     """
 
     about: str
@@ -70,6 +72,7 @@ class Task(Spec):
     measure: str = "mean"
     unit: float = 100.0
     submission: Submission | None = None
+    judge: Judge | None = None
     references: tuple[Reference, ...] = ()
 
     def check(self, *, where: str) -> None:
@@ -108,6 +111,7 @@ class Task(Spec):
             "decoding": self.decoding.model_dump(mode="json"),
             "scorer": self.scorer,
             "measure": self.measure,
+            "judge": self.judge and self.judge.model_dump(mode="json"),
             "reader": self.reader.model_dump(mode="json"),
         }
 

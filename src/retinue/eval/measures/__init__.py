@@ -20,6 +20,7 @@ MEASURES: Registry[Measure] = Registry(
         "pope": "retinue.eval.measures.binary:pope",
         "mme": "retinue.eval.measures.binary:mme",
         "circular": "retinue.eval.measures.plain:circular",
+        "against": "retinue.eval.measures.judged:against",
         "cider": "retinue.eval.measures.captions:cider",
     },
 )

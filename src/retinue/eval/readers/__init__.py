@@ -20,6 +20,7 @@ READERS: Registry[type[Reader]] = Registry(
         "ai2d": "retinue.eval.readers.documents:Ai2d",
         "ocrvqa": "retinue.eval.readers.documents:OcrVqa",
         "refer": "retinue.eval.readers.refer:Refer",
+        "llava-bench": "retinue.eval.readers.wild:Wild",
         "gaokao": "retinue.eval.readers.gaokao:Gaokao",
     },
 )
