@@ -149,12 +149,12 @@ def from_file(path: Path) -> Callable[..., dict[str, Any]]:
             samples: Iterable[Sample], refused: Callable[[int, Sample, Exception], None]
         ) -> Iterator[Any]:
             asked = list(samples)
-            rest = job.questions[len(job.questions) - len(asked) :]
+            first = len(job.questions) - len(asked)
 
             def missing(number: int) -> None:
                 refused(number, asked[number], DataError("no saved answer", where=str(path)))
 
-            return from_saved(saved, rest, missing)(asked)
+            return from_saved(saved, job.questions, missing, first=first)(asked)
 
         settings = {
             "predictions": str(path),

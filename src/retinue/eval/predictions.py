@@ -115,16 +115,20 @@ def asked(prompt: str) -> str:
 
 
 def from_saved(
-    saved: Predictions, questions: Sequence[Question], missing: Callable[[int], None]
+    saved: Predictions,
+    questions: Sequence[Question],
+    missing: Callable[[int], None],
+    *,
+    first: int = 0,
 ) -> Callable[[Iterable[Any]], Iterator[Saved]]:
-    """A backend for the runner: `questions` are those still to be asked, in order.
+    """A backend for the runner that is asked questions[first:].
 
-    missing(number): called for a question without an answer.
+    missing(number): called for a question without an answer; numbers count from `first`.
     """
 
     def predict(samples: Iterable[Any]) -> Iterator[Saved]:
         for number, _ in enumerate(samples):
-            text = saved.of(questions[number], number)
+            text = saved.of(questions[first + number], first + number)
             if text is None:
                 missing(number)
             else:
