@@ -71,7 +71,7 @@ def elastic(request):
 @pytest.mark.parametrize("spec", [ROOMY, TIGHT], ids=["roomy", "tight"])
 def test_mixed_load_at_random_arrivals(elastic, spec):
     engine = Engine(*elastic, spec=spec)
-    asked = load(0, size=24)
+    asked = load(0, size=24 if spec is TIGHT else 64)
     same(*elastic, serve(engine, asked, seed=1), asked)
     assert (engine.scheduler.preemptions > 0) == (spec is TIGHT)
     assert engine.runner.encoded == 5, "every different picture passes the encoder once"

@@ -120,6 +120,17 @@ def post(address, path, body, *, key=KEY):
             return error.code, json.loads(error.read())
 
 
+def eventually(address, wanted):
+    """The reply to a harmless call once it has this status."""
+    end = time.monotonic() + 20
+    while True:
+        status, reply = post(address, "/tokenize", {"prompt": "the " * 100})
+        if status == wanted:
+            return reply
+        assert time.monotonic() < end, (status, reply)
+        time.sleep(0.05)
+
+
 def test_chat_with_pictures_is_the_decode_loop(client, service):
     for n, budget in enumerate((None, 1, 4, 16)):
         images = [picture(k) for k in range(n % 3)]
@@ -311,6 +322,15 @@ def test_keys_and_sizes_are_checked_first(address):
     status, reply = post(address, "/v1/chat/completions", b"x" * 200_001)
     assert (status, reply["error"]["code"]) == (413, "request_too_large")
     assert post(address, "/v1/chat/completions", b"{")[0] == 400
+    host, port = address.removeprefix("http://").split(":")
+    head = f"POST /tokenize HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n"
+    head += "content-length: 200000\r\n\r\n"
+    with contextlib.ExitStack() as stack:  # bodies that never end
+        for _ in range(16):
+            link = stack.enter_context(socket.create_connection((host, int(port))))
+            link.sendall(head.encode() + b"x" * 199_999)
+        assert eventually(address, 429)["error"]["code"] == "queue_full"
+    eventually(address, 200)
     assert post(address, "/nowhere", {})[0] == 404
 
 

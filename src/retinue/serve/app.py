@@ -23,7 +23,7 @@ from retinue.serve.request import Request
 from retinue.serve.schema import Asked, ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from retinue.serve.service import GoneError, Place, Service, fresh_seed
 
-PLAIN = {413: "request_too_large", 404: "not_found", 405: "method_not_allowed"}
+PLAIN = {429: "queue_full", 413: "request_too_large", 404: "not_found", 405: "method_not_allowed"}
 
 
 class Pieces(StreamingResponse):

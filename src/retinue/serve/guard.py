@@ -14,6 +14,8 @@ from retinue.serve.metrics import Metrics
 
 OPEN = ("/health",)
 """Paths that need no key."""
+TOGETHER = 16
+"""Largest bodies that may be in memory side by side."""
 
 
 class Guard:
@@ -24,6 +26,7 @@ class Guard:
     ) -> None:
         self.app, self.metrics, self.body_bytes = app, metrics, body_bytes
         self.keys = [key.encode() for key in keys]
+        self.held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -51,12 +54,18 @@ class Guard:
         async def bounded() -> Message:
             nonlocal read
             message = await receive()
-            read += len(message.get("body", b""))
+            size = len(message.get("body", b""))
+            read, self.held = read + size, self.held + size  # a body lives as long as its request
             if read > self.body_bytes:
                 raise HTTPException(413, self._too_large().message)
+            if self.held > TOGETHER * self.body_bytes:
+                raise HTTPException(429, "too much data is under way; try again")
             return message
 
-        await self.app(scope, bounded, counted)
+        try:
+            await self.app(scope, bounded, counted)
+        finally:
+            self.held -= read
 
     def _admits(self, header: bytes) -> bool:
         if not self.keys:
@@ -76,7 +85,7 @@ async def _answer(error: ApiError, send: Any) -> None:
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     if error.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
-    if error.status == 413:
+    if error.status in (413, 429):
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

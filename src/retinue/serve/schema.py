@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, model_validator
 
 from retinue.decode.sampling import SamplingParams
 from retinue.serve.failures import refuse
@@ -17,6 +17,29 @@ Count = StrictInt
 
 class Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text(cls, data: Any) -> Any:
+        """JSON can spell halves of characters, which no tokenizer takes."""
+        if not whole(data):
+            raise ValueError("a string holds half of a surrogate pair")
+        return data
+
+
+def whole(data: Any) -> bool:
+    """Whether all strings in plain data are text. No recursion: data may be nested deeply."""
+    left = [data]
+    while left:
+        value = left.pop()
+        if isinstance(value, str):
+            if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+                return False
+        elif isinstance(value, dict):
+            left += [*value, *value.values()]
+        elif isinstance(value, list):
+            left += value
+    return True
 
 
 class StreamOptions(Body):

@@ -42,6 +42,10 @@ class ServeSpec(Spec):
     keys: tuple[str, ...] = ()
 
 
+PREPARING = 4
+"""Calls whose pictures are decoded side by side: each may take a few hundred megabytes."""
+
+
 class GoneError(Exception):
     """The client has left."""
 
@@ -80,6 +84,7 @@ class Service:
         self.background = Background(self.engine)
         self.metrics = Metrics()
         self.under_way = 0
+        self.preparing = asyncio.Semaphore(PREPARING)
         self.born = int(time.time())
 
     def check_model(self, asked: str | None) -> None:
@@ -109,7 +114,8 @@ class Service:
         Raises ApiError for what the model, its budgets or the engine's room cannot serve.
         """
         try:
-            requests = await asyncio.to_thread(make)
+            async with self.preparing:
+                requests = await asyncio.to_thread(make)
             if not limited:
                 requests = [self._shortened(request) for request in requests]
             for request in requests:

@@ -122,7 +122,8 @@ async def answer(worker: Worker, body: Any, place: Place, http: Http) -> AsyncGe
     """Messages with the prompt and all that was said so far; any failure is one message."""
     reporting = asyncio.create_task(asyncio.to_thread(worker.report))
     try:
-        request, prompt, stop = await asyncio.to_thread(ask, worker.service, body)
+        async with worker.service.preparing:
+            request, prompt, stop = await asyncio.to_thread(ask, worker.service, body)
         if request is None:
             yield message(prompt + TOO_LONG, 0)
             return
