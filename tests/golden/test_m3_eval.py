@@ -168,13 +168,15 @@ def test_scienceqa(case: Path) -> None:
 def test_seed(case: Path) -> None:
     reader = {"kind": "seed", "file": "seed.json"}
     rows, task = rows_of(case, reader, "seed_answers*.jsonl", scorer="letter")
-    said = recorded(case)["seed"]["stdout"]
-    groups = breakdown(rows)
+    wanted = recorded(case)["seed"]
+    # The original's summary fails where a type has no right answer; its upload is written before.
+    said, groups = wanted["stdout"], {} if wanted["returncode"] else breakdown(rows)
     for fact, wording in (("type", "{}"), ("shown", "{} accuracy")):
-        for name, own in groups[fact].items():
+        for name, own in groups.get(fact, {}).items():
             assert f"{100 * own['score']:.2f}" == percent(said, wording.format(name))
-    total = task_figures(rows, task)["score"]
-    assert f"{100 * total:.2f}" == percent(said, "Total accuracy")
+    if groups:
+        total = task_figures(rows, task)["score"]
+        assert f"{100 * total:.2f}" == percent(said, "Total accuracy")
     made = SUBMISSIONS.get("seed")(rows).decode()
     assert [json.loads(line) for line in made.splitlines()] == lines(only(case, "upload/seed*"))
     compared(case)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Tasks = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[TASK]...",
+        metavar="TASK",
         help="Benchmarks (`retinue ls benchmarks`) or YAML files of your own.",
         show_default=False,
     ),
