@@ -14,7 +14,7 @@ from retinue.serve.prefix import Chain, Run
 from retinue.serve.prompt import Prompts, told
 from retinue.types import Features
 from tiny import ask, picture, tiny_model
-from tiny_serve import reference
+from tiny_serve import fused, reference
 
 PARAMS = SamplingParams(max_new_tokens=6, ignore_eos=True)
 
@@ -79,6 +79,25 @@ def test_a_row_that_cannot_be_computed_fails_alone(loaded):
     events = drained(engine)
     assert [event.id for event in events if event.finish == "error"] == ["b"]
     assert {event.id for event in events if event.finish == "length"} == {"a", "c"}
+
+
+TILED = {"views": {"kind": "quad"}, "side": 16}
+CROSS = {"kind": "cross", "every": 1, "heads": 2, "head_width": 8, "ff_mult": 1}
+
+
+@pytest.mark.parametrize("kind", ["views", "whole prompts"])
+def test_what_exceeds_a_step_comes_beside_an_answer_that_never_ends(kind):
+    """A picture of more views, or an indivisible prompt of more tokens, than a step may have."""
+    model, processor = tiny_model(seed=5, **TILED) if kind == "views" else fused(CROSS)
+    engine = Engine(model, processor, spec=EngineSpec(block=4, step_tokens=8, step_views=2))
+    prompts = Prompts(processor, engine.features)
+    long = SamplingParams(max_new_tokens=400, ignore_eos=True)
+    engine.add(prompts.chat(ask("long", "what?"), params=long))
+    engine.step()
+    for n in range(3):
+        engine.add(prompts.chat(ask(str(n), "what " * 5, picture(n)), params=PARAMS))
+    ended = [event.id for event in drained(engine) if event.finish]
+    assert ended == ["0", "1", "2", "long"]
 
 
 def test_requests_without_room_are_refused(loaded):

@@ -73,15 +73,15 @@ class Scheduler:
         for one in order:
             if one not in self.running:  # gave its blocks to an older one
                 continue
-            count, cost = self._chunk(one, one.computed, room, views, alone=not shares)
+            count, cost = self._chunk(one, one.computed, room, views)
             if count and self._grow(one, one.computed + count, shares):
                 shares.append(Share(running=one, count=count))
                 room, views = room - count * (one.left > 1), views - cost
         if self.preemptions > before:  # whoever came in now would be sent back soon
             return shares
-        return shares + self._admit(room, views, bool(shares))
+        return shares + self._admit(room, views)
 
-    def _admit(self, room: int, views: int, busy: bool) -> list[Share]:
+    def _admit(self, room: int, views: int) -> list[Share]:
         """Shares of requests that leave the queue."""
         shares: list[Share] = []
         coming = {self._next_name(one) for one in self.running if one.left > 1}
@@ -94,8 +94,7 @@ class Scheduler:
                 later.append(one)  # an earlier request is reading just this: wait and share it
                 continue
             computed = len(found) * self.blocks.size
-            alone = not busy and not shares
-            count, cost = self._chunk(one, computed, room, views, alone=alone)
+            count, cost = self._chunk(one, computed, room, views)
             upto = computed + count if self.limits.chunks else one.most
             self.blocks.share(found)
             need = self.blocks.needed(upto) - len(found)
@@ -116,14 +115,13 @@ class Scheduler:
         self.waiting.extendleft(reversed(later))
         return shares
 
-    def _chunk(
-        self, one: Running, start: int, room: int, views: int, *, alone: bool
-    ) -> tuple[int, int]:
+    def _chunk(self, one: Running, start: int, room: int, views: int) -> tuple[int, int]:
         """How many tokens from `start` on, and the views they cost; 0 where nothing fits.
 
-        alone: nobody else is in this step, so that something must fit.
+        What has no share in a budget yet may exceed it: nothing is ever too large to come at all.
         """
         left = len(one.tokens) - start
+        first = room == self.limits.tokens and views == self.limits.views
         if left == 1:
             return 1, self.views(one, start, start + 1)
         if room < left <= self.limits.tokens and room < self.limits.tokens:
@@ -131,7 +129,7 @@ class Scheduler:
         if not self.limits.chunks and left > 1:
             cost = self.views(one, start, len(one.tokens))
             fits = left <= room and cost <= views
-            return (left, cost) if fits or alone else (0, 0)
+            return (left, cost) if fits or first else (0, 0)
         stop = start + min(left, room)
         cost = self.views(one, start, stop)
         if cost <= views:
@@ -141,7 +139,7 @@ class Scheduler:
             cost = self.views(one, start, cut)
             if cut > start and cost <= views:
                 return cut - start, cost
-        if not alone:
+        if views < self.limits.views:
             return 0, 0
         # the first picture alone is more than the budget: it gets a step to itself
         ends = [run.start for run in one.chain.runs if start < run.start < stop]
