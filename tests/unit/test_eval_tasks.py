@@ -210,6 +210,31 @@ def test_questions_without_an_answer_are_told_of(tmp_path):
     assert missed == [0]
 
 
+def test_captions_as_cocos_own_evaluation_scores_them():
+    """Figures of pycocoevalcap 1.2, recorded for these three captions."""
+    rows = [
+        {
+            "text": "a red bird sits on the table",
+            "references": [
+                "a red bird on a table",
+                "the bird sits on a green table near a cat",
+            ],
+        },
+        {
+            "text": "two dogs run",
+            "references": ["two dogs run on the green grass", "dogs run"],
+        },
+        {
+            "text": "a cat near a blue cat",
+            "references": ["a blue cat sits near two birds", "the cat is blue"],
+        },
+    ]
+    found = cider(rows)
+    assert found.pop("cider") == pytest.approx(3.0561423161383754)
+    wanted = [0.8749999999453126, 0.7337993856541887, 0.599429657403106, 7.44781978916786e-05]
+    assert list(found.values()) == pytest.approx(wanted)
+
+
 def test_cider_by_hand():
     """Two pictures: a gram of one alone has idf ln 2, a shared one 0."""
     rows = [

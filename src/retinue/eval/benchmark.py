@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from retinue.eval.measures import MEASURES
+from retinue.eval.measures.captions import cider_each
 from retinue.eval.measures.plain import fact
 from retinue.eval.results import mean, stderr
 from retinue.eval.task import Task
 
 Row = Mapping[str, Any]
+MEANS: dict[str, Callable[[Sequence[Row]], list[float]]] = {
+    "mean": lambda rows: [float(row["score"]) for row in rows],
+    "cider": cider_each,
+}
+"""Measures that are the mean of something each row has; CIDEr's weights count as known."""
 RESAMPLES = 200
 FEW = 40
 """A fact with more values than this is no breakdown."""
@@ -30,8 +36,8 @@ def task_figures(rows: Sequence[Row], task: Task) -> dict[str, Any]:
         return {**found, "score": None, "low": None, "high": None, "metrics": {}, "groups": {}}
     metrics = MEASURES.get(task.measure)(known)
     score = next(iter(metrics.values()))
-    if task.measure == "mean":
-        half = 1.96 * stderr([float(row["score"]) for row in known])
+    if task.measure in MEANS:
+        half = 1.96 * stderr(MEANS[task.measure](known))
         low, high = score - half, score + half
     else:
         low, high = bootstrap(known, task.measure)

@@ -1,4 +1,4 @@
-"""CIDEr of captions, over a whole set."""
+"""CIDEr and BLEU of captions, over a whole set."""
 
 from __future__ import annotations
 
@@ -17,13 +17,20 @@ _WORD = re.compile(r"n't\b|[a-z0-9]+(?:-[a-z0-9]+)*|'[a-z]+")
 
 
 def cider(rows: Sequence[Row]) -> dict[str, float]:
-    """CIDEr-D: similarity of tf-idf weighted 1- to 4-grams, times 10; idf from the references.
+    """CIDEr-D: similarity of tf-idf weighted 1- to 4-grams, times 10; and BLEU-1 to BLEU-4.
 
     Source: CIDEr (arXiv 1411.5726) in COCO's form (https://github.com/tylin/coco-caption). Words
     are parted by a rule of our own close to the Penn Treebank's; COCO's tool asks for Java.
     """
-    seen = Counter[tuple[str, ...]]()
     given = [[grams(one) for one in row["references"]] for row in rows]
+    return {"cider": mean(cider_each(rows, given)), **bleu(rows, given)}
+
+
+def cider_each(rows: Sequence[Row], given: Sequence[Sequence[Grams]] | None = None) -> list[float]:
+    """CIDEr-D of every caption among these; given: the references' grams if they are known."""
+    if given is None:
+        given = [[grams(one) for one in row["references"]] for row in rows]
+    seen = Counter[tuple[str, ...]]()
     for references in given:
         seen.update({gram for reference in references for gram in reference})
     total = math.log(max(len(rows), 1))
@@ -32,7 +39,38 @@ def cider(rows: Sequence[Row]) -> dict[str, float]:
         found = weighted(grams(str(row["text"])), seen=seen, total=total)
         wanted = [weighted(reference, seen=seen, total=total) for reference in references]
         scores.append(10 * mean([mean(similarity(found, other)) for other in wanted]))
-    return {"cider": mean(scores)}
+    return scores
+
+
+def bleu(rows: Sequence[Row], given: Sequence[Sequence[Grams]]) -> dict[str, float]:
+    """BLEU-1 to BLEU-4 over all captions together, as COCO's evaluation has it.
+
+    given: the references' grams. The length of reference is the one closest to the caption's,
+    the shorter of two. Source: https://github.com/tylin/coco-caption (bleu).
+    """
+    right, made = [0] * LONGEST, [0] * LONGEST
+    length, wanted = 0, 0
+    for row, references in zip(rows, given, strict=True):
+        found = grams(str(row["text"]))
+        for gram, count in found.items():
+            most = max((reference[gram] for reference in references), default=0)
+            right[len(gram) - 1] += min(count, most)
+            made[len(gram) - 1] += count
+        own = words_of(found)
+        length += own
+        wanted += min((abs(words_of(one) - own), words_of(one)) for one in references)[1]
+    ratio = (length + 1e-15) / (wanted + 1e-9)
+    brevity = math.exp(1 - 1 / ratio) if ratio < 1 else 1.0
+    product, figures = 1.0, {}
+    for n in range(LONGEST):
+        product *= (right[n] + 1e-15) / (made[n] + 1e-9)
+        figures[f"bleu{n + 1}"] = brevity * product ** (1 / (n + 1))
+    return figures
+
+
+def words_of(counts: Grams) -> int:
+    """Number of words of a caption."""
+    return sum(count for gram, count in counts.items() if len(gram) == 1)
 
 
 def tokens(text: str) -> list[str]:
