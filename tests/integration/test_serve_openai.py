@@ -394,4 +394,25 @@ def test_a_broken_step_fails_its_requests_and_no_others(monkeypatch):
         status, reply = post(address, "/v1/completions", {"prompt": "the", "max_tokens": 2})
         assert (status, reply["error"]["type"]) == (500, "server_error")
         assert "luck" not in json.dumps(reply)
+        assert service.background.sound
         assert post(address, "/v1/completions", {"prompt": "the", "max_tokens": 2})[0] == 200
+
+
+def test_an_engine_that_cannot_be_trusted_says_so(monkeypatch):
+    model, processor = tiny_model(seed=5)
+    service = Service(model, processor, name="tiny")
+
+    def step():
+        service.engine.blocks.idle.pop()  # a block is lost
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(service.engine, "step", step)
+    with running(service) as address:
+        body = {"prompt": "the", "max_tokens": 2}
+        assert post(address, "/v1/completions", body)[0] == 500
+        status, reply = post(address, "/v1/completions", body)
+        assert (status, reply["error"]["code"]) == (503, "engine_failed")
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(f"{address}/health")
+        with caught.value as error:
+            assert error.code == 503

@@ -63,7 +63,7 @@ def create_app(service: Service) -> FastAPI:
 
     @app.get("/health")
     async def health() -> JSONResponse:
-        sound = service.background.broken is None
+        sound = service.background.sound
         return JSONResponse({"status": "ok" if sound else "failed"}, 200 if sound else 503)
 
     @app.get("/metrics")

@@ -29,6 +29,11 @@ class Background:
         self._closing = False
         self._thread = threading.Thread(target=self._loop, name="retinue-engine", daemon=True)
 
+    @property
+    def sound(self) -> bool:
+        """Whether requests can be answered."""
+        return self.broken is None and self._thread.is_alive()
+
     def start(self) -> None:
         self._thread.start()
 
@@ -61,8 +66,16 @@ class Background:
                     return
                 orders, self._inbox = self._inbox, deque()
             for order in orders:
-                order()
-            self._step()
+                self._guarded(order)
+            self._guarded(self._step)
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        """Whatever fails, the thread goes on."""
+        try:
+            work()
+        except Exception as error:
+            for event in self._recover(error):
+                self._tell(event)
 
     def _add(self, request: Request, sink: Sink) -> None:
         self._sinks[request.id] = sink
@@ -78,11 +91,7 @@ class Background:
         self.engine.cancel(id)
 
     def _step(self) -> None:
-        try:
-            events = self.engine.step() if self.engine.busy else []
-        except Exception as error:
-            events = self._recover(error)
-        for event in events:
+        for event in self.engine.step() if self.engine.busy else ():
             self._tell(event)
 
     def _tell(self, event: Event) -> None:

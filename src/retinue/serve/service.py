@@ -99,7 +99,7 @@ class Service:
 
     def place(self, count: int) -> Place:
         """Room for so many requests. Raises ApiError 429 where there is none, 503 if broken."""
-        if self.background.broken is not None:
+        if not self.background.sound:
             raise ApiError(503, "the engine has failed; restart the server", code="engine_failed")
         if count > self.spec.requests:
             raise ApiError(400, f"one call makes at most {self.spec.requests} requests", param="n")
