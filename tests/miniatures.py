@@ -168,6 +168,11 @@ def video(name: str) -> Files:
     return {f"{name}.csv": ",".join(head) + "\n" + ",".join(row) + "\n"}
 
 
+def open_video(name: str) -> Files:
+    rows = "clip,7,what is she doing,eating\nclip,8,where is she,kitchen\n"
+    return {f"{name}.csv": "video_name,question_id,question,answer\n" + rows}
+
+
 def gaokao(keyword: str, answer: list[str]) -> Files:
     row = {"index": 0, "year": "2012", "question": "下列", "picture": ["p.png"], "answer": answer}
     return {f"Data/{keyword}.json": {"example": [row]}, "p.png": None}
@@ -331,6 +336,9 @@ LAYOUTS: dict[str, tuple[str, Callable[[], Files]]] = {
         )
         for split in splits
     },
+    "msvd": ("msvd", lambda: open_video("MSVD_QA")),
+    "msrvtt": ("msrvtt", lambda: open_video("MSRVTT_QA")),
+    "activitynet": ("activitynet", lambda: open_video("ActivityNet_QA")),
     "llava-bench": ("llava-bench-in-the-wild", wild),
     "gaokao-mm": ("gaokao-mm", lambda: gaokao("2010-2023_Math_MCQs", ["B"])),
     "gaokao-mm-several": ("gaokao-mm", lambda: gaokao("2010-2023_Physics_MCQs", ["AB"])),

@@ -12,6 +12,7 @@ from retinue.cli.main import run
 from retinue.core.errors import DataError, EnvError
 from retinue.eval import endpoint
 from retinue.eval.endpoint import Endpoint, data_uri
+from retinue.eval.judging import match
 from retinue.types import Media
 from tiny import ask, picture
 
@@ -103,6 +104,32 @@ def test_a_judge_scores_open_answers_once(server, tmp_path):
         "[End of Assistant 1]\n\n[Assistant 2]\nA bar.\n\n[End of Assistant 2]\n\n"
         "[System]\nTwo scores on the first line, please.\n\n"
     )
+
+
+def test_a_judge_says_which_answers_match(server, tmp_path):
+    miniature("msvd", tmp_path)
+    out = tmp_path / "out" / "r.json"
+    (tmp_path / "said.json").write_text('{"7": "She eats.", "8": "A park."}', "utf-8")
+    server.reply = {"choices": [{"message": {"content": "{'pred': 'yes', 'score': 4}"}}]}
+    command = ["eval", "--predictions", str(tmp_path / "said.json"), "msvd", "--json", str(out)]
+    command += ["--tasks-root", str(tmp_path), "--judge", server.url]
+    assert run(command) == 0
+    found = json.loads(out.read_text("utf-8"))["benchmark"]
+    assert found["metrics"] == {"accuracy": 1.0, "grade": 4.0}
+    said = [body["messages"][1]["content"][0]["text"] for _, _, body in server.asked]
+    assert any("Correct Answer: eating\nPredicted Answer: She eats." in text for text in said)
+
+
+@pytest.mark.parametrize(
+    ("review", "wanted"),
+    [
+        ("{'pred': 'yes', 'score': 4.8}", (True, 4.8)),
+        ('{"pred": "No", "score": "1"}', (False, 1.0)),
+        ("I think yes.", (False, 0.0)),
+    ],
+)
+def test_reviews_are_read_or_count_as_no(review, wanted):
+    assert match(review) == wanted
 
 
 def test_answers_come_in_order_and_refusals_are_told(server):

@@ -26,7 +26,7 @@ from retinue.hub.save import save
 from retinue.processor import Processor
 from tiny import picture, tiny_model
 
-SILENT = {"vqav2", "vizwiz", "mmvet", "llava-bench"}
+SILENT = {"vqav2", "vizwiz", "mmvet", "llava-bench", "msvd", "msrvtt", "activitynet"}
 """Benchmarks whose answers are not public, or judged elsewhere."""
 
 

@@ -57,7 +57,7 @@ JudgeUrl = Annotated[
     typer.Option(
         "--judge",
         metavar="URL",
-        help="An OpenAI-compatible server that scores open answers (llava-bench).",
+        help="An OpenAI-compatible server that scores open answers (llava-bench, msvd, ...).",
     ),
 ]
 JudgeModel = Annotated[
@@ -220,6 +220,7 @@ def reviewed(job: Job, document: dict[str, Any], *, url: str, name: str) -> dict
         job.questions,
         ask=lambda samples: server(samples, None),
         kept=kept,
+        how=how,
         judge=name,
     )
     file.rewrite(rows)
