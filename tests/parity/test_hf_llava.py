@@ -15,6 +15,7 @@ import tiny_hf
 from retinue.convert.weights import Weights
 from retinue.hub.convert import convert
 from retinue.hub.load import load
+from retinue.processor import Processor
 
 KINDS = ["llava", "llava_next"]
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -94,6 +95,16 @@ def test_there_and_back_is_bit_exact(tmp_path: Path, kind: str) -> None:
         torch.testing.assert_close(
             again(**wanted).logits, reference(**tiny_hf.inputs(processor)).logits, atol=0, rtol=0
         )
+
+
+def test_auto_processor_of_a_converted_folder_is_ours(tmp_path: Path) -> None:
+    """The tokenizer's config named transformers' processor, which the new folder lacks."""
+    tiny_hf.save("llava", tmp_path / "hf")
+    assert "processor_class" in (tmp_path / "hf/tokenizer_config.json").read_text()
+    convert(tmp_path / "hf", tmp_path / "own", to="retinue", template="vicuna_v1")
+    words = AutoProcessor.from_pretrained(tmp_path / "own")
+    assert type(words) is Processor
+    assert words.fingerprint() == load(tmp_path / "own")[1].fingerprint()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from retinue.cli.main import run
 from retinue.convert.flamingo import (
     CHILD,
     flamingo_keys,
@@ -128,3 +129,8 @@ def test_tuning_config_must_reach_something():
         trainable_rules({**tuning, "lora": False}, names)
     with pytest.raises(ConfigError, match="unknown fields"):
         trainable_rules({"lore": True}, names)
+
+
+def test_the_list_of_pairs_names_it_as_a_source(capsys):
+    assert run(["convert", "--list"]) == 0
+    assert "flamingo" in [line.split()[0] for line in capsys.readouterr().out.splitlines()]

@@ -23,7 +23,7 @@ def show_pairs(wanted: bool) -> None:
     from retinue.convert.detect import Format
     from retinue.hub.convert import Target
 
-    sources = [name for name in get_args(Format) if name not in ALWAYS]
+    sources = [name for name in get_args(Format) if name not in ALWAYS] + ["flamingo"]
     for source in sources:
         typer.echo(f"{source:16} -> {', '.join(get_args(Target))}")
     typer.echo("hf-pair is ModelZoo's image_model/ beside text_model/; mm_simple its checkpoint.")

@@ -75,7 +75,8 @@ def detect(folder: Path) -> Found:
             f"no checkpoint that retinue knows ({_summary(folder, config)})",
             where=str(folder),
             rule="known: retinue, LLaVA (full, projector, LoRA), HF Llava and LlavaNext, "
-            "causal LM, vision tower, PEFT adapter, CogVLM, ModelZoo's mm_simple and hf-pair",
+            "causal LM, vision tower, PEFT adapter, CogVLM, SPHINX, ModelZoo's mm_simple and "
+            "hf-pair, OpenFlamingo's .pt",
             fix="point at the folder that holds config.json and the weights",
         )
     return Found(format=kind, folder=folder, weights=weights, config=config, adapter=adapter)

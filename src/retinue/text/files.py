@@ -84,7 +84,21 @@ def read_folder(folder: str | Path) -> dict[str, bytes]:
             rule="a tokenizer folder has tokenizer.json or tokenizer.model",
             fix="copy the tokenizer files of the language model into the folder",
         )
+    file = "tokenizer_config.json"
+    if b'"processor_class"' in files.get(file, b""):
+        files[file] = _without_processor(files[file])
     return files
+
+
+def _without_processor(data: bytes) -> bytes:
+    """A tokenizer_config.json that names no processor: AutoProcessor would take it, not ours."""
+    try:
+        config = json.loads(data)
+    except ValueError:
+        return data  # read_facts names the file
+    if isinstance(config, dict):
+        config.pop("processor_class", None)
+    return json.dumps(config, indent=2, ensure_ascii=False).encode("utf-8")
 
 
 def read_facts(files: Mapping[str, bytes], *, where: str = "tokenizer") -> Facts:
