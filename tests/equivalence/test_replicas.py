@@ -36,7 +36,8 @@ def test_two_replicas_train_as_one(name: str, tmp_path: Path) -> None:
     recipe = tiny_recipe.shrink(name, tmp_path, steps=4)
     alone = train(recipe, tmp_path / "one")
     shared = train(recipe, tmp_path / "two", "--processes", "2")
-    assert len(alone) == len(shared) == 4
+    assert len(alone) == len(shared)
+    assert len(alone) % 4 == 0  # of every stage
     for one, two in zip(alone, shared, strict=True):
         assert one["supervised"] == two["supervised"]
         assert abs(one["loss"] - two["loss"]) < 1e-5
