@@ -46,6 +46,25 @@ FLAMINGO = {
     "template": "guanaco",
 }
 
+SPHINX = {
+    "encoders": {"clip": {"kind": "clip"}, "other": {"kind": "clip"}},
+    "connector": {
+        "kind": "sequence",
+        "parts": [
+            {
+                "kind": "linear",
+                "norm": True,
+                "of": {"kind": "take", "encoder": name, "layer": -1},
+            }
+            for name in ("clip", "other")
+        ],
+    },
+    "layout": {"kind": "bracket"},
+    "views": {"kind": "quad"},
+    "template": "accessory",
+}
+EXPERTS = {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}
+
 
 def shrink(recipe: str, folder: Path, *, steps: int = 2) -> Path:
     """Write `folder/tiny.yaml`: the recipe with tiny parts and data, `steps` updates a stage.
@@ -60,6 +79,11 @@ def shrink(recipe: str, folder: Path, *, steps: int = 2) -> Path:
         parts = compose_run("llava15-7b/align")[0].data["model"]
         if recipe.startswith("flamingo"):
             parts = FLAMINGO
+        if recipe.startswith("sphinx"):
+            experts = EXPERTS if recipe.startswith("sphinx-moe") else {}
+            parts = {**SPHINX, "lm": {"config": {**LM, **experts}}}
+            # the original's labels find an answer among sentencepiece's tokens, not among ours
+            data["model"]["labels"] = "assistant"
         build(small_model(parts, tokenizer), folder / "base")
         data["model"]["from"] = str(folder / "base")
     sources = data["data"]["sources"]
@@ -86,8 +110,10 @@ def small_model(model: dict[str, Any], tokenizer: Path) -> dict[str, Any]:
     if "scales" in model.get("connector", {}):
         model["connector"] = {**model["connector"], "scales": []}
     if "lm" in model:
-        own = model["lm"].get("config") if model.get("fusion", {}).get("kind") == "cross" else None
-        model["lm"], model["tokenizer"] = {"config": own or LM}, {"from": str(tokenizer)}
+        own = model["lm"].get("config") or LM
+        cross = model.get("fusion", {}).get("kind") == "cross"
+        chosen = own if cross or "num_local_experts" in own else LM
+        model["lm"], model["tokenizer"] = {"config": chosen}, {"from": str(tokenizer)}
     for name, part in model.get("encoders", {}).items():
         fields = {key: value for key, value in part.items() if key not in ("from", "config")}
         model["encoders"] = {**model["encoders"], name: {**fields, "config": ENCODER}}

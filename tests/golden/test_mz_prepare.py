@@ -1,7 +1,6 @@
 """ModelZoo's preprocessing: every array, path and count of the HDF5 files that it writes."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest

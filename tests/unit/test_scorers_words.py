@@ -97,10 +97,12 @@ def test_every_scorer_loads_is_described_and_names_its_headline() -> None:
     right = {
         "iou": "[1,1,2,2]", "det": "[1,1,2,2]", "grounded": "<p>x</p>[1,1,2,2]", "number": "2",
         "oks": "nose[1 1] left knee[2 3]", "relations": "a above b", "choice": "A",
+        "iou50": "[1,1,2,2]", "gaokao": "A", "gaokao-several": "A", "igvlm": "A", "scienceqa": "A",
+        "mme": "yes", "pope": "yes",
     }  # fmt: skip
     for name in SCORERS:
         answer = right.get(name, "red")
-        scores = SCORERS.get(name)(answer, [answer])
+        scores = SCORERS.get(name)(answer, [answer] * 10)  # ten: the annotators of VQA
         assert set(scores.values()) == {1.0}, name
         assert headline(scores) == 1.0
         assert SCORERS.describe(name).endswith((".", ";")) or len(SCORERS.describe(name)) > 20
