@@ -203,14 +203,10 @@ def test_an_inventory_names_every_object_and_tells_the_truth(
         assert told.answer == "an empty picture"
         return
     named = []
-    for phrase in re.split(r", (?=the )", told.answer):
+    for phrase in told.answer.split(", "):
         words, said = phrase.removeprefix("the ").split(" is ")
         thing = _one(scene, words)
         named.append(thing)
-        if said.startswith("at ["):
-            (box,) = boxes.read(said, size=scene.size, style=options.boxes)
-            assert box == pytest.approx(thing.box, abs=0.51 * max(scene.size) / 100)
-            continue
         attributes, _, place = said.partition(" at the ")
         assert not place or place == _place(scene, thing)
         known = {thing.colour, thing.shape, thing.size, "a", "an"}

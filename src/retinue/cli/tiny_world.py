@@ -25,7 +25,7 @@ TURNS = 6
 VOCABULARY = 512
 ALONE = 0.35
 """Share of the pictures of every kind that are described; the others are asked about."""
-TOLD, LOOKING = 0.53, 0.11
+TOLD, LOOKING = 0.53, 0.12
 """Shares of training pictures, of several objects: told object by object; asked about one each."""
 LOOKED_UP = ("colour", "shape", "place", "rec")
 MARK = re.compile(r"<(image|video)>\n")

@@ -74,26 +74,22 @@ def inventory(scene: Scene, *, rng: Random, options: WorldOptions) -> list[QA]:
         QA(
             task="inventory",
             question=ask(INVENTORY_PROMPT, options=options),
-            answer=", ".join(
-                _told(thing, scene=scene, rng=rng, options=options) for thing in things
-            )
-            or EMPTY,
+            answer=", ".join(_told(thing, scene=scene, rng=rng) for thing in things) or EMPTY,
             scorer="caption",
             about=tuple(thing.name for thing in things),
         )
     ]
 
 
-def _told(thing: Thing, *, scene: Scene, rng: Random, options: WorldOptions) -> str:
+def _told(thing: Thing, *, scene: Scene, rng: Random) -> str:
     """`the star is purple at the left`; the name is one that fits no other object."""
     place = place_phrase(thing.place)
     ways = [
         f"the object {place} is {an(thing.name)}",
         f"the {thing.name} is {thing.size} {place}",
-        f"the {thing.name} is at {box_text(thing.box, scene=scene, options=options)}",
     ]
     if len(scene.having(shape=thing.shape)) == 1:
-        ways += [f"the {thing.shape} is {thing.colour} {place}"] * 3
+        ways += [f"the {thing.shape} is {thing.colour} {place}"] * 2
     if len(scene.having(colour=thing.colour)) == 1:
         ways += [f"the {thing.colour} object is {an(thing.shape)} {place}"] * 2
     return rng.choice(ways)
