@@ -3,8 +3,8 @@
 Dims XS of `peer` with pictures of 336 px, two samples (--quick: one) of one picture with 576 visual
 tokens and 200 text tokens after it, 90 of them supervised; before it 35 text tokens (short) or 300
 (long). bf16 by autocast over fp32 weights, the tower frozen, forward and backward, no optimizer.
---dims s: language model and tower of 12 layers; --compile: our layers compiled one by one, as
-`parallel.compile: true` does.
+--dims s: language model and tower of 12 layers; our layers are compiled one by one, as
+`parallel.compile: true` does (--no-compile: eager). --quick measures the short prefix only.
 
 five-forwards  vision tower, projector, language model and full logits once per scale, five graphs
                alive until one backward: what M3's code does, on transformers' modules
@@ -18,6 +18,7 @@ tensors made during the step.
 
 from __future__ import annotations
 
+import argparse
 import gc
 from collections.abc import Sequence
 from dataclasses import replace
@@ -201,7 +202,12 @@ def show(name: str, timings: dict[str, common.Timing], details: dict[str, Any]) 
 def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--dims", choices=["xs", "s"], default="xs")
-    parser.add_argument("--compile", action="store_true", help="compile our layers")
+    parser.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="our layers compiled one by one",
+    )
     args = parser.parse_args()
     tune_malloc()
     dims = replace(peer.DIMS[args.dims], side=336)
@@ -214,7 +220,7 @@ def main() -> None:
         "targets": {"cheaper": CHEAPER, "dearer": DEARER},
         "ratios": {},
     }
-    for name in PREFIXES:
+    for name in list(PREFIXES)[:1] if args.quick else PREFIXES:
         timings, details[name] = measure(
             name, dims, number=1 if args.quick else 2, compiled=args.compile
         )
