@@ -123,6 +123,7 @@ def schedule_of(value: Any, *, where: str) -> tuple[float, dict[str, Any]]:
             raise ConfigError(f"scheduler {name!r}", where=place, rule=f"known: {', '.join(PARTS)}")
         f, kind = Fields(given, where=place), PARTS[name]
         f.skip("cycle", "verbose")
+        part: dict[str, Any]
         if kind == "constant":
             part = {"kind": kind, "start": float(f.take("learning_rate", 0.0))}
         else:
@@ -252,7 +253,7 @@ def keep_of(callbacks: Any, *, where: str) -> int | None:
         items = callback.items() if isinstance(callback, Mapping) else [(str(callback), None)]
         for name, given in items:
             if name == "KeepNCheckpoints":
-                keep = int(given["n"])
+                keep = int((given or {})["n"])
             elif name not in QUIET:
                 raise ConfigError(
                     f"callback {name!r}", where=where, rule=f"known: {', '.join(sorted(QUIET))}"

@@ -87,11 +87,12 @@ def recipe_of(
             rule="a run divides by the number of trained tokens: num_tokens with weight 1.0",
         )
     config = made.config
+    text: Any = config.text_config
     batch = int(loader["batch_size"])
     micro = max(1, batch // accumulate)
     data_section = data_of(loader, where=f"{where}: train_dataloader")
     val = fit.get("val_dataloader")
-    notes = []
+    notes: list[str] = []
     if mode == "train_and_eval" and isinstance(val, Mapping):
         data_section |= validation_of(val, where=f"{where}: val_dataloader")
     stage = {
@@ -107,7 +108,7 @@ def recipe_of(
     spec = config.spec
     recipe = {
         "model": {
-            "lm": {"config": config.text_config.to_dict()},
+            "lm": {"config": text.to_dict()},
             "encoders": {
                 name: {"kind": spec["encoders"][name]["kind"], "config": encoder.to_dict()}
                 for name, encoder in config.encoders.items()
@@ -119,7 +120,7 @@ def recipe_of(
             "streams": {"rgb": stream},
             "template": "vicuna_v1",
             "tokenizer": {"from": words} if words else None,
-            "max_tokens": config.text_config.max_position_embeddings,
+            "max_tokens": text.max_position_embeddings,
             "seed": seed,
         },
         "train": {
@@ -155,7 +156,9 @@ def data_of(loader: Mapping[str, Any], *, where: str) -> dict[str, Any]:
             raise ConfigError(f"{name}: {value!r}", where=where, rule="our sources are used whole")
     common = {"format": "hdf5", "media_root": spec.img_data_dir}
     if spec.mixture is None:
-        sources = [{"path": one, **common} for one in dirs_of(spec.data_dir or [])]
+        sources: list[dict[str, Any]] = [
+            {"path": one, **common} for one in dirs_of(spec.data_dir or [])
+        ]
     else:
         counts = [len(Rows(dirs_of(part.data_dir))) for part in spec.mixture]
         shares = [part.weight / sum(p.weight for p in spec.mixture) for part in spec.mixture]
