@@ -1,17 +1,25 @@
 # Each target makes the environment it needs; nothing has to be installed before.
 PY   := .venv/bin/python
 SYSTEM ?=
-STAMP := .venv/.ready
+PIP  := .venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
+READY := .venv/.ready
+STAMP := .venv/.ready-dev
 
 .PHONY: demo test test-golden lint type bench docs clean
 
-$(STAMP): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt
 	test -x $(PY) || python3 -m venv .venv
-	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
-	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PIP) torch==2.13.0
+	$(PIP) -e '.[train,fast]'
+	touch $(READY)
+
+# gradio wants a Pillow below 13 on paper only; pictures are compared bit by bit with Pillow 13.
+$(STAMP): $(READY)
+	$(PIP) -e '.[dev]'
+	$(PIP) --no-deps gradio gradio_client hf-gradio
 	touch $(STAMP)
 
-demo: $(STAMP)          ## train a small multimodal model on this machine and talk to it
+demo: $(READY)          ## train a small multimodal model on this machine and talk to it
 	.venv/bin/retinue quickstart
 
 test: $(STAMP) lint type  ## everything CI runs
