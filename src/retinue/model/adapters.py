@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -173,6 +173,29 @@ def merge_adapters(model: nn.Module) -> list[str]:
     if hasattr(model, "peft_config"):
         del model.peft_config
     return changed
+
+
+def only_adapters(model: nn.Module, names: Sequence[str]) -> None:
+    """From now on the model computes with these adapters and no others; none at all is allowed."""
+    for _, layer in _layers(model):
+        layer.enable_adapters(bool(names))
+        if names:
+            layer.set_adapter(list(names), inference_mode=True)
+
+
+def drop_adapter(model: nn.Module, name: str) -> None:
+    """Take an adapter out again, not merged; a layer without any is the plain one again."""
+    for path, layer in list(_layers(model)):
+        if name not in layer.lora_A:
+            continue
+        layer.delete_adapter(name)
+        if not layer.lora_A:
+            parent, _, leaf = path.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, layer.get_base_layer())
+    configs: Any = getattr(model, "peft_config", {})
+    configs.pop(name, None)
+    if not configs and hasattr(model, "peft_config"):
+        del model.peft_config
 
 
 def base_state(model: nn.Module) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ Legend: B rows, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from pydantic import Field
@@ -19,6 +20,7 @@ from retinue.decode.sampling import Sampler, choose_all
 from retinue.decode.stream import Detokenizer
 from retinue.model.retinue import Retinue
 from retinue.processor import Processor
+from retinue.serve.adapters import Adapters
 from retinue.serve.blocks import Blocks
 from retinue.serve.features import FeatureCache
 from retinue.serve.pool import Pool
@@ -63,11 +65,13 @@ class Engine:
         self.model, self.processor = model, processor
         self.blocks = Blocks(-(-spec.kv_tokens // spec.block) + 1, size=spec.block)
         self.features = FeatureCache(spec.feature_bytes)
+        self.adapters = Adapters(model)
         self.runner = ModelRunner(
             model,
             processor,
             pool=Pool(self.blocks.total, size=spec.block),
             features=self.features,
+            adapters=self.adapters,
         )
         limits = Limits(
             tokens=spec.step_tokens,
@@ -102,6 +106,7 @@ class Engine:
         """Put a request into the queue. Raises RequestError where it can never fit."""
         assert request.id not in self.requests, f"two requests called {request.id}"
         self.check_room(request)
+        adapter = self.adapters.get(request.adapter)
         tokens = list(request.example.tokens)
         row = Row(
             number=0,
@@ -113,8 +118,9 @@ class Engine:
         running = Running(
             request=request,
             row=row,
-            chain=Chain(request.runs, size=self.blocks.size),
+            chain=Chain(request.runs, size=self.blocks.size, salt=adapter.mark if adapter else b""),
             tokens=tokens,
+            guide=None if request.guide is None else request.guide.copy(),
         )
         self.requests[request.id] = running
         self.scheduler.add(running)
@@ -157,13 +163,32 @@ class Engine:
         if not chosen:
             return []
         rows = [group[place][0] for place in chosen]
-        logits_BV = logits_BV[chosen]
-        tokens = choose_all([one.row.sampler for one in rows], logits_BV)
+        allowed, failed = self._allowed(rows, logits_BV[chosen])
+        places = [place for place, one in enumerate(rows) if one.id in self.requests]
+        if not places:
+            return failed
+        rows, logits_BV = [rows[place] for place in places], logits_BV[chosen][places]
+        tokens = choose_all([one.row.sampler for one in rows], allowed[places])
         chances = chosen_logprobs(logits_BV, tokens)
-        return [
+        return failed + [
             self._advance(one, token, chance, logits_V)
             for one, token, chance, logits_V in zip(rows, tokens, chances, logits_BV, strict=True)
         ]
+
+    def _allowed(self, rows: Sequence[Running], logits_BV: Tensor) -> tuple[Tensor, list[Event]]:
+        """Scores of what each row's form allows; a row that nothing can continue fails alone."""
+        failed: list[Event] = []
+        if all(one.guide is None for one in rows):
+            return logits_BV, failed
+        found_BV = logits_BV.clone()
+        for row, one in enumerate(rows):
+            if one.guide is None:
+                continue
+            try:
+                found_BV[row] = one.guide.allow(logits_BV[row])
+            except RequestError as error:
+                failed.append(self._fail(one.id, error))
+        return found_BV, failed
 
     def _advance(self, one: Running, token: int, chance: float, logits_V: Tensor) -> Event:
         if len(one.tokens) == one.prompt:
@@ -173,6 +198,10 @@ class Engine:
         self.new_tokens += 1
         one.tokens.append(token)
         delta = advance(one.row, token, self.ends)
+        if one.guide is not None and delta.finish is None:
+            one.guide.accept(token)
+            if one.guide.done:  # nothing can follow: no step is needed to say so
+                delta = replace(delta, text=delta.text + one.row.text.finish(), finish="stop")
         if delta.finish is not None:
             self.cancel(one.id)
         assert delta.finish != "doubt"

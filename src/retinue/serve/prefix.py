@@ -26,11 +26,12 @@ class Run:
 class Chain:
     """Names of the blocks of one growing list of ids.
 
+    salt: what else keys and values depend on, an adapter say.
     Source: prefix caching by hashes of blocks, as vLLM has it (arXiv 2309.06180), pictures added.
     """
 
-    def __init__(self, runs: Sequence[Run], *, size: int) -> None:
-        self.runs, self.size = runs, size
+    def __init__(self, runs: Sequence[Run], *, size: int, salt: bytes = b"") -> None:
+        self.runs, self.size, self.salt = runs, size, salt
         self.names: list[Name] = []
 
     def upto(self, tokens: Sequence[int], count: int) -> list[Name]:
@@ -39,7 +40,7 @@ class Chain:
             start = len(self.names) * self.size
             stop = start + self.size
             assert stop <= len(tokens)
-            digest = hashlib.blake2b(self.names[-1] if self.names else b"", digest_size=16)
+            digest = hashlib.blake2b(self.names[-1] if self.names else self.salt, digest_size=16)
             digest.update(array("q", tokens[start:stop]).tobytes())
             for run in self.runs:
                 if run.start < stop and start < run.stop:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from PIL.Image import Image as PILImage
 
@@ -16,7 +17,9 @@ from retinue.decode.sampling import SamplingParams
 from retinue.media.source import open_source
 from retinue.model.spec import Plan
 from retinue.processor import Processor
+from retinue.serve.adapters import Adapters
 from retinue.serve.features import FeatureCache
+from retinue.serve.guide import Guide
 from retinue.serve.request import Picture, Request
 from retinue.types import Example, Item, Media, Message, Sample
 
@@ -30,8 +33,10 @@ class Prompts:
     A picture whose features are known already is not decoded again.
     """
 
-    def __init__(self, processor: Processor, features: FeatureCache) -> None:
-        self.processor, self.features = processor, features
+    def __init__(
+        self, processor: Processor, features: FeatureCache, adapters: Adapters | None = None
+    ) -> None:
+        self.processor, self.features, self.adapters = processor, features, adapters
 
     @property
     def plan(self) -> Plan:
@@ -45,12 +50,23 @@ class Prompts:
         budget: int | None = None,
         top: int = 0,
         logprobs: bool = False,
+        guide: Guide | None = None,
+        adapter: str = "",
     ) -> Request:
         """A conversation that asks for a reply. Raises DataError, MediaError, RequestError."""
         sample = self.processor.unfold(with_budget(sample, self.check_budget(budget)))
         example = self.processor.example(sample, pixels=False)
-        params = with_stops(params, self.processor)
-        return self._request(example, sample.media, params=params, top=top, logprobs=logprobs)
+        if guide is None:  # whose end is the form's, whatever its texts hold
+            params = with_stops(params, self.processor)
+        return self._request(
+            example,
+            sample.media,
+            params=params,
+            top=top,
+            logprobs=logprobs,
+            guide=guide,
+            adapter=adapter,
+        )
 
     def bare(
         self,
@@ -62,6 +78,8 @@ class Prompts:
         budget: int | None = None,
         top: int = 0,
         logprobs: bool = False,
+        guide: Guide | None = None,
+        adapter: str = "",
     ) -> Request:
         """A prompt as it stands, `<image>` where a picture is; ids have no pictures."""
         where = f"request {id}"
@@ -97,7 +115,15 @@ class Prompts:
                 rule=f"ids are 0 to {known - 1}, no placeholder among them, and there is one",
             )
         example = self.processor.expand(id, tokens, tokens, places, items)
-        return self._request(example, shown, params=params, top=top, logprobs=logprobs)
+        return self._request(
+            example,
+            shown,
+            params=params,
+            top=top,
+            logprobs=logprobs,
+            guide=guide,
+            adapter=adapter,
+        )
 
     def check_budget(self, budget: int | None) -> int | None:
         """The budget itself. Raises RequestError for one that the model does not have."""
@@ -124,12 +150,14 @@ class Prompts:
         media: Sequence[Media],
         *,
         params: SamplingParams,
-        top: int,
-        logprobs: bool,
+        adapter: str,
+        **more: Any,
     ) -> Request:
         where = f"request {example.id}"
         params = within_room(params, self.processor, example)
-        pictures = [Picture(key=content_key(one), media=one, where=where) for one in media]
+        own = self.adapters.get(adapter) if self.adapters else None
+        salt = own.mark if own is not None and own.seen else b""
+        pictures = [Picture(key=content_key(one) + salt, media=one, where=where) for one in media]
         items = list(example.items)
         done: dict[bytes, Item] = {}
         for number, picture in enumerate(pictures):
@@ -143,8 +171,8 @@ class Prompts:
             example=replace(example, items=items),
             pictures=pictures,
             params=params,
-            top=top,
-            logprobs=logprobs,
+            adapter=adapter,
+            **more,
         )
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from retinue.decode.loop import Row
     from retinue.decode.sampling import SamplingParams
+    from retinue.serve.guide import Guide
     from retinue.types import Example, Media
 
 Ending = Literal["stop", "length", "error"]
@@ -38,7 +39,8 @@ class Request:
 
     example: its tokens and items (pixels may be absent where the features are known);
     pictures: one per item; top: how many of the likeliest ids each step is to report;
-    logprobs: whether the reply shows log-probabilities.
+    logprobs: whether the reply shows log-probabilities; guide: the form that the answer must have.
+    adapter: the weights that answer, "" for those of the model itself.
     """
 
     id: str
@@ -47,6 +49,8 @@ class Request:
     params: SamplingParams
     top: int = 0
     logprobs: bool = False
+    guide: Guide | None = None
+    adapter: str = ""
 
     @property
     def runs(self) -> list[Run]:
@@ -93,6 +97,7 @@ class Running:
     row: Row
     chain: Chain
     tokens: list[int]
+    guide: Guide | None = None
     computed: int = 0
     named: int = 0
     table: list[int] = field(default_factory=list)

@@ -19,6 +19,7 @@ from retinue.model.lm.fused import Twin, inference_twin
 from retinue.model.retinue import Retinue
 from retinue.model.spec import Plan
 from retinue.processor import Processor
+from retinue.serve.adapters import Adapters
 from retinue.serve.features import FeatureCache
 from retinue.serve.mirror import Mirror
 from retinue.serve.pool import Pool, StepCache
@@ -43,13 +44,16 @@ class ModelRunner:
         *,
         pool: Pool,
         features: FeatureCache,
+        adapters: Adapters,
     ) -> None:
         self.model, self.processor = model, processor
         self.runner: Any = inference_twin(model)
-        self.pool, self.features = pool, features
+        self.pool, self.features, self.adapters = pool, features, adapters
+        # the same blocks as the layers of transformers fill them, which adapters need
+        self.layered = Pool(pool.slots // pool.size, size=pool.size)
         self.plan: Plan = model.plan
         self.encoded = 0
-        self.mirror: Mirror | None = None
+        self.mirrors: dict[str, Mirror] = {}
 
     @property
     def pieces(self) -> bool:
@@ -79,6 +83,14 @@ class ModelRunner:
 
         Returns what went wrong, by the request's id: its picture is broken, say.
         """
+        wrong: dict[str, Exception] = {}
+        for name in dict.fromkeys(one.request.adapter for one, _ in chosen):
+            self.adapters.activate(name)
+            wrong |= self._look([share for share in chosen if share[0].request.adapter == name])
+        return wrong
+
+    def _look(self, chosen: Sequence[tuple[Running, int]]) -> dict[str, Exception]:
+        """The same for requests of one adapter."""
         wrong: dict[str, Exception] = {}
         fresh: dict[bytes, Item] = {}
         wanted: list[tuple[Running, int]] = []
@@ -146,10 +158,10 @@ class ModelRunner:
         return self.model.device
 
     def groups(self, shares: Sequence[tuple[Running, int]]) -> list[list[tuple[Running, int]]]:
-        """Rows that go through the layers together: alike enough in length."""
+        """Rows that go through the layers together: of one adapter, alike enough in length."""
         found: list[list[tuple[Running, int]]] = []
-        for one, count in sorted(shares, key=lambda share: share[1]):
-            if found:
+        for one, count in sorted(shares, key=lambda share: (share[0].request.adapter, share[1])):
+            if found and found[-1][0][0].request.adapter == one.request.adapter:
                 rows = [*(n for _, n in found[-1]), count]
                 if sum(rows) >= (1 - WASTE) * len(rows) * count and (count > 1) == (rows[0] > 1):
                     found[-1].append((one, count))
@@ -159,7 +171,10 @@ class ModelRunner:
 
     def run(self, shares: Sequence[tuple[Running, int]]) -> Tensor:
         """(B, V) scores after each row's new tokens; keys and values go into their blocks."""
-        held, rows = self._held(shares)
+        adapter = shares[0][0].request.adapter
+        self.adapters.activate(adapter)
+        runner = self.model if adapter else self.runner
+        held, rows = self._held(shares, self.layered if adapter else self.pool)
         number = {id(one): count for one, count in shares}
         starts, counts = [one.computed for one in rows], [number[id(one)] for one in rows]
         cache = Cache(
@@ -171,9 +186,9 @@ class ModelRunner:
         batch, words = batch.to(self.device), None if words is None else words.to(self.device)
         x_BTD = self.model.lm.embed(batch.tokens)
         inputs = self.model.fusion(x_BTD, words, batch, cache=cache)
-        twin = isinstance(self.runner, Twin)
-        h_BTD = self.runner.hidden(inputs, held) if twin else self.model.lm(inputs, cache=cache)
-        output = self.model.head(self.runner if twin else self.model.lm, h_BTD, batch, keep="last")
+        twin = isinstance(runner, Twin)
+        h_BTD = runner.hidden(inputs, held) if twin else self.model.lm(inputs, cache=cache)
+        output = self.model.head(runner if twin else self.model.lm, h_BTD, batch, keep="last")
         for row, one in enumerate(rows):
             one.state = {k: (a[row], b[row], c[row]) for k, (a, b, c) in cache.cross.items()}
         logits_BV: Tensor = output.logits
@@ -182,17 +197,20 @@ class ModelRunner:
 
     def forget(self) -> None:
         """After a forward that failed, or when nobody decodes: gather anew next time."""
-        self.mirror = None
+        self.mirrors.clear()
 
-    def _held(self, shares: Sequence[tuple[Running, int]]) -> tuple[StepCache, list[Running]]:
+    def _held(
+        self, shares: Sequence[tuple[Running, int]], pool: Pool
+    ) -> tuple[StepCache, list[Running]]:
         """What rows see of the pool, and their order; rows that decode find it as they left it."""
         rows = [one for one, _ in shares]
         if all(count == 1 for _, count in shares):
-            if self.mirror is None:
-                self.mirror = Mirror(self.pool, device=self.device)
-            return self.mirror, self.mirror.arrange(rows)
+            mirror = self.mirrors.setdefault(
+                rows[0].request.adapter, Mirror(pool, device=self.device)
+            )
+            return mirror, mirror.arrange(rows)
         held = StepCache(
-            self.pool,
+            pool,
             tables=[one.table for one in rows],
             starts=[one.computed for one in rows],
             counts=[count for _, count in shares],

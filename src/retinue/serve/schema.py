@@ -11,8 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, model_v
 
 from retinue.decode.sampling import SamplingParams
 from retinue.serve.failures import refuse
+from retinue.serve.guide import Form
 
 Count = StrictInt
+FORMATS = (
+    'a format is {"type": "text"}, {"type": "json_object"} or '
+    '{"type": "json_schema", "json_schema": {"name", "schema"}}'
+)
 
 
 class Body(BaseModel):
@@ -74,6 +79,14 @@ class Asked(Body):
     min_p: float | None = Field(default=None, ge=0, le=1)
     repetition_penalty: float | None = Field(default=None, gt=0, le=100)
     ignore_eos: bool = False
+    adapter: StrictStr | None = None
+    visual_tokens_min: Count | None = Field(default=None, ge=1)
+    num_beams: Count | None = Field(default=None, ge=1, le=16)
+    use_beam_search: bool = False
+    length_penalty: float | None = Field(default=None, ge=-10, le=10)
+    guided_json: dict[str, Any] | bool | None = None
+    guided_regex: StrictStr | None = Field(default=None, max_length=4096)
+    guided_choice: list[StrictStr] | None = Field(default=None, min_length=1, max_length=1024)
     # accepted where they change nothing
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
@@ -89,6 +102,27 @@ class Asked(Body):
     def stops(self) -> tuple[str, ...]:
         found = [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
         return tuple(text for text in found if text)
+
+    @property
+    def beams(self) -> int:
+        """How many beams are kept; 1: none, every step takes one id."""
+        if self.num_beams is not None:
+            return self.num_beams
+        return max(4, self.n or 1) if self.use_beam_search else 1
+
+    @property
+    def form(self) -> tuple[Form, Any, str] | None:
+        """The form that the answer must have, and the field that asks for it."""
+        found: list[tuple[Form, Any, str]] = []
+        if self.guided_json is not None:
+            found.append(("json", self.guided_json, "guided_json"))
+        if self.guided_regex is not None:
+            found.append(("regex", self.guided_regex, "guided_regex"))
+        if self.guided_choice is not None:
+            found.append(("choice", self.guided_choice, "guided_choice"))
+        if len(found) > 1:
+            raise refuse("an answer has one form", found[1][2])
+        return found[0] if found else None
 
     def neutral(self) -> dict[str, tuple[Any, ...]]:
         """Field -> the values of it that this server can serve."""
@@ -109,6 +143,26 @@ class Asked(Body):
             raise refuse(f"at most {stops} stop strings of at most 256 characters", "stop")
         if self.stream_options is not None and not self.stream:
             raise refuse("stream_options needs stream", "stream_options")
+        if self.form is not None and self.ignore_eos:
+            raise refuse("an answer of a given form ends where it is complete", "ignore_eos")
+        if self.beams > 1:
+            self._check_beams()
+        elif self.length_penalty is not None:
+            raise refuse("length_penalty needs num_beams", "length_penalty")
+
+    def _check_beams(self) -> None:
+        """What cannot be had together with beams."""
+        wrong = {
+            "n": (self.n or 1) > self.beams,
+            "temperature": bool(self.temperature),
+            "stop": bool(self.stops),
+            "min_p": bool(self.min_p),
+            self.form[2] if self.form else "response_format": self.form is not None,
+            "logprobs": bool(getattr(self, "logprobs", None)),
+        }
+        for name, value in wrong.items():
+            if value:
+                raise refuse(f"{name} does not go together with {self.beams} beams", name)
 
     def params(self, *, limit: int, seed: int) -> SamplingParams:
         """How answers are drawn; temperature is 1 where none is given, as in OpenAI's API."""
@@ -152,12 +206,28 @@ class ChatBody(Asked):
 
     def neutral(self) -> dict[str, tuple[Any, ...]]:
         return super().neutral() | {
-            "response_format": (None, {"type": "text"}),
             "tools": (None, []),
             "tool_choice": (None, "none", "auto"),
             "functions": (None, []),
             "modalities": (None, ["text"]),
         }
+
+    @property
+    def form(self) -> tuple[Form, Any, str] | None:
+        asked, found = self.response_format, super().form
+        if asked is None or asked == {"type": "text"}:
+            return found
+        if found is not None:
+            raise refuse("an answer has one form", "response_format")
+        if asked == {"type": "json_object"}:
+            return "json", {"type": "object"}, "response_format"
+        inner = asked.get("json_schema")
+        if asked.get("type") != "json_schema" or not isinstance(inner, dict):
+            raise refuse(FORMATS, "response_format")
+        schema = inner.get("schema", {})
+        if not isinstance(schema, dict | bool):
+            raise refuse("a schema is a JSON object", "response_format.json_schema.schema")
+        return "json", schema, "response_format.json_schema.schema"
 
     def check(self, *, choices: int, stops: int = 16) -> None:
         super().check(choices=choices, stops=stops)

@@ -81,6 +81,10 @@ class FastPieces:
     def token(self, id: int) -> str:
         return str(self._model.id_to_token(id) or "")
 
+    def json(self) -> str:
+        """The vocabulary with its added tokens as the text of a `tokenizer.json`."""
+        return str(self._model.to_str())
+
 
 def _wrapping(model: Any, facts: Facts) -> tuple[list[int], list[int]]:
     """Ids that an ordinary call puts before and after a text."""

@@ -149,6 +149,14 @@ class SentencePieces:
             return self.names[id]
         return self._pieces[id] if 0 <= id < len(self._pieces) else ""
 
+    def bytes_of(self, id: int) -> bytes:
+        """What an id adds to a text, blanks as they are; a name for added and special ones."""
+        if id in self.names:
+            return self.names[id].encode()
+        if self._is_byte(id):
+            return bytes([int(self._pieces[id][3:5], 16)])
+        return self.token(id).replace(UNDERLINE, " ").encode()
+
 
 def _char_of_byte(text: str) -> Sequence[int]:
     """Byte offset in UTF-8 -> character offset, at character boundaries."""
