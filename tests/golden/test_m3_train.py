@@ -8,8 +8,7 @@ attention kernel.
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -18,26 +17,18 @@ from typing import Any
 import pytest
 import torch
 from cases import cases, compared
+from llava_trainer import Flags, Run, run_stage, unexpanded
 from safetensors.torch import load_file
 
 from retinue.convert.llava import ENCODER, llava_keys
-from retinue.data.dataset import open_dataset
-from retinue.data.loader import Loader
-from retinue.data.plan import EpochPlan, Schedule
-from retinue.data.sampler import SAMPLERS, slices
-from retinue.data.spec import DataSpec
 from retinue.hub.load import load
-from retinue.model.freeze import apply_rules
 from retinue.model.nest import make_elastic
 from retinue.model.retinue import Retinue
 from retinue.processor import Processor, ProcessorSpec
 from retinue.text.template import dump
 from retinue.text.versions import policy_for_template, template_for_version, training_template
-from retinue.train.prepare import prepare
 from retinue.train.schedule import factor
-from retinue.train.spec import ComputeSpec, StageSpec, accumulation
-from retinue.train.trainer import Trainer, Update, supervised
-from retinue.types import Batch, Example
+from retinue.train.spec import StageSpec, accumulation
 
 pytestmark = pytest.mark.golden
 
@@ -47,8 +38,6 @@ COMMAND = {"lora_llava": ("lora",), "finetune_m3": ("finetune_llava", "m3_extra"
 """Run -> the commands whose flags it got, where they have other names."""
 SCALES, TOWER = "matryoshka_vis_token_scale", "unfreeze_mm_vision_tower"
 TOLERANCE = {"atol": 2e-4, "rtol": 0.0}
-SEED = 42
-"""The original's default; its commands may say otherwise."""
 CLIP = 1.0
 """Default of the original's trainer outside of DeepSpeed."""
 WRAP = "base_model.model."
@@ -75,17 +64,20 @@ class Command:
         return found
 
     @property
-    def flags(self) -> dict[str, str]:
+    def line(self) -> Flags:
         commands = read(self.case)["commands"]
-        words = [word for name in COMMAND.get(self.name, (self.name,)) for word in commands[name]]
-        pairs = zip(words[::2], words[1::2], strict=True)
-        return {flag.removeprefix("--"): value for flag, value in pairs}
+        names = COMMAND.get(self.name, (self.name,))
+        return Flags(words=[word for name in names for word in commands[name]])
+
+    @property
+    def flags(self) -> dict[str, str]:
+        return self.line.by_name
 
     def number(self, flag: str, default: float) -> float:
-        return float(self.flags.get(flag, default))
+        return self.line.number(flag, default)
 
     def on(self, flag: str) -> bool:
-        return self.flags.get(flag, "False") == "True"
+        return self.line.on(flag)
 
     @property
     def stage(self) -> StageSpec:
@@ -184,101 +176,16 @@ def ours(theirs: str, command: Command) -> str:
     return name.replace("connector.", "connector.of.", 1) if command.scales else name
 
 
-def unexpanded(example: Example) -> list[int]:
-    """One -200 for each picture, as the original records ids."""
-    ids, at = [], 0
-    for span in example.spans:
-        ids += [*example.tokens[at : span.start], -200]
-        at = span.start + span.length
-    return ids + example.tokens[at:]
-
-
-def orders_of(command: Command, sizes: Any, stage: StageSpec) -> list[list[int]]:
-    """The original's order of each epoch.
-
-    Its samplers draw from torch's global generator, after the data loader drew a seed for workers.
-    """
-    orders = []
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(command.number("seed", SEED)))
-        for _ in range(math.ceil(stage.epochs or 1)):
-            torch.empty((), dtype=torch.int64).random_()
-            if command.on("group_by_modality_length"):
-                order = SAMPLERS.get("llava-modality")().order(
-                    sizes,
-                    micro_batch=stage.micro_batch,
-                    num_micro=stage.global_batch // stage.micro_batch,
-                    generator=torch.default_generator,
-                )
-            else:
-                drawn = int(torch.empty((), dtype=torch.int64).random_().item())
-                generator = torch.Generator().manual_seed(drawn)
-                order = torch.randperm(len(sizes), generator=generator).tolist()
-            orders.append(order)
-    return orders
-
-
-def steps_of(order: list[int], stage: StageSpec) -> list[list[list[int]]]:
-    """Updates of an epoch; the original makes none of micro-batches that are left over."""
-    each = stage.global_batch // stage.micro_batch
-    steps = slices(slices(order, stage.micro_batch), each)  # type: ignore[arg-type]
-    return [step for step in steps if len(step) == each]  # type: ignore[misc]
-
-
-class Recorded(Trainer):
-    """A trainer that keeps (targets, mean loss) of every micro-batch."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.micro: list[tuple[float, float]] = []
-
-    def update(self, batches: Sequence[Batch]) -> Update:
-        self.per_update = len(batches)
-        return super().update(batches)
-
-    def backward(self, batch: Batch, **options: Any) -> torch.Tensor:
-        loss = super().backward(batch, **options)
-        self.micro.append((supervised(batch), loss.item() * self.per_update))
-        return loss
-
-
-def train(command: Command) -> tuple[Recorded, list[Update], list[list[Example]]]:
+def train(command: Command) -> Run:
     model, processor = start(command)
-    spec = DataSpec.parse(
-        {
-            "sources": [
-                {
-                    "path": command.flags["data_path"],
-                    "format": "llava",
-                    "media_root": command.flags["image_folder"],
-                }
-            ]
-        }
-    )
-    stage = command.stage
-    dataset = open_dataset(spec, processor, root=command.case)
-    orders = orders_of(command, dataset.train.sizes, stage)
-    plans = [
-        EpochPlan(epoch=epoch, steps=steps_of(order, stage), overlong=[])
-        for epoch, order in enumerate(orders)
-    ]
-    schedule = Schedule(lambda epoch: plans[epoch])
-    table = apply_rules(model, stage.trainable, lr=stage.optim.lr)
-    prepare(model, compute=ComputeSpec())
-    own = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, value in initial(command).items():
-            own[name].copy_(value)
-    trainer = Recorded(
+    return run_stage(
         model,
-        stage=stage,
-        table=table,
-        data=Loader(dataset.train, processor=processor, schedule=schedule, spec=spec),
-        total=schedule.num_steps(stage.epochs or 1),
+        processor,
+        stage=command.stage,
+        flags=command.line,
+        root=command.case,
+        weights=initial(command),
     )
-    micro = [group for plan in plans for step in plan.steps for group in step]
-    examples = [[processor.example(dataset.train[i], train=True) for i in g] for g in micro]
-    return trainer, list(trainer.fit()), examples
 
 
 def without_padding(row: list[int], length: int) -> list[int]:
@@ -288,7 +195,8 @@ def without_padding(row: list[int], length: int) -> list[int]:
 
 @pytest.mark.parametrize("command", runs(), ids=str)
 def test_run(command: Command) -> None:
-    trainer, updates, examples = train(command)
+    run = train(command)
+    trainer, updates, examples = run.trainer, run.updates, run.examples
     facts, stage = command.facts, trainer.stage
     recorded = facts["batches"]
     assert len(trainer.micro) == len(examples) > 0

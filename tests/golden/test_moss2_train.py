@@ -7,7 +7,6 @@ amplifies rounding where gradients are near zero).
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,28 +17,20 @@ from typing import Any
 import pytest
 import torch
 from cases import cases, compared
+from llava_trainer import Flags, Run, run_stage, unexpanded
 from safetensors.torch import load_file
 from torch import Tensor
 
 from retinue.convert.internlm import joined, language_rules
 from retinue.convert.llava import llava_keys, projector_keys
 from retinue.convert.weights import load_pickle
-from retinue.data.dataset import open_dataset
-from retinue.data.loader import Loader
-from retinue.data.plan import EpochPlan, Schedule
-from retinue.data.sampler import SAMPLERS, slices
-from retinue.data.spec import DataSpec
 from retinue.hub.build import build
-from retinue.model.freeze import apply_rules
 from retinue.model.retinue import Retinue
 from retinue.processor import Processor, ProcessorSpec
 from retinue.text.template import dump
 from retinue.text.versions import policy_for_template, template_for_version, training_template
-from retinue.train.prepare import prepare
 from retinue.train.schedule import factor
-from retinue.train.spec import ComputeSpec, StageSpec
-from retinue.train.trainer import Trainer, Update, supervised
-from retinue.types import Batch, Example
+from retinue.train.spec import StageSpec
 
 pytestmark = pytest.mark.golden
 
@@ -47,8 +38,6 @@ CASES = cases("llava-moss2", "*train*", having="training_log.json")
 STAGES = ("pretrain", "finetune")
 CLIP = 1.0
 """Default of the original's trainer."""
-SEED = 42
-"""The original's default; its commands may say otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +56,15 @@ class Command:
         return found
 
     @property
+    def line(self) -> Flags:
+        return Flags(words=self.facts["args"])
+
+    @property
     def flags(self) -> dict[str, str]:
-        words = self.facts["args"]
-        pairs = zip(words[::2], words[1::2], strict=True)
-        return {flag.removeprefix("--"): value for flag, value in pairs}
+        return self.line.by_name
 
     def number(self, flag: str, default: float) -> float:
-        return float(self.flags.get(flag, default))
+        return self.line.number(flag, default)
 
     @property
     def lm(self) -> Path:
@@ -178,100 +169,23 @@ def original(command: Command, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return dict(joined(named, heads=heads, groups=config["num_key_value_heads"] or heads))
 
 
-def unexpanded(example: Example) -> list[int]:
-    """One -200 for each picture, as the original records ids."""
-    ids, at = [], 0
-    for span in example.spans:
-        ids += [*example.tokens[at : span.start], -200]
-        at = span.start + span.length
-    return ids + example.tokens[at:]
-
-
-def order_of(command: Command, sizes: Any) -> list[list[int]]:
-    """The original's order of each epoch: torch's global generator seeds the sampler's."""
-    stage, count = command.stage, len(sizes)
-    each = max(count // stage.global_batch, 1)
-    epochs = math.ceil(stage.epochs or (stage.steps or 1) / each)
-    orders = []
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(command.number("seed", SEED)))
-        for _ in range(epochs):
-            torch.empty((), dtype=torch.int64).random_()
-            if command.flags.get("group_by_modality_length") == "True":
-                order = SAMPLERS.get("llava-modality")().order(
-                    sizes,
-                    micro_batch=stage.micro_batch,
-                    num_micro=stage.global_batch // stage.micro_batch,
-                    generator=torch.default_generator,
-                )
-            else:
-                drawn = int(torch.empty((), dtype=torch.int64).random_().item())
-                generator = torch.Generator().manual_seed(drawn)
-                order = torch.randperm(count, generator=generator).tolist()
-            orders.append(order)
-    return orders
-
-
-def steps_of(order: list[int], stage: StageSpec) -> list[list[list[int]]]:
-    each = stage.global_batch // stage.micro_batch
-    steps = slices(slices(order, stage.micro_batch), each)  # type: ignore[arg-type]
-    return [step for step in steps if len(step) == each]  # type: ignore[misc]
-
-
-class Recorded(Trainer):
-    """A trainer that keeps (targets, mean loss) of every micro-batch."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.micro: list[tuple[float, float]] = []
-
-    def update(self, batches: Sequence[Batch]) -> Update:
-        self.per_update = len(batches)
-        return super().update(batches)
-
-    def backward(self, batch: Batch, **options: Any) -> Tensor:
-        loss = super().backward(batch, **options)
-        self.micro.append((supervised(batch), loss.item() * self.per_update))
-        return loss
-
-
-def train(command: Command) -> tuple[Recorded, list[Update], list[list[Example]]]:
+def train(command: Command) -> Run:
     model, processor = start(command)
-    flags, stage = command.flags, command.stage
-    source = {
-        "path": flags["data_path"],
-        "format": "llava",
-        "media_root": flags["image_folder"],
-    }
-    spec = DataSpec.parse({"sources": [source]})
-    dataset = open_dataset(spec, processor, root=command.case)
-    orders = order_of(command, dataset.train.sizes)
-    plans = [
-        EpochPlan(epoch=epoch, steps=steps_of(order, stage), overlong=[])
-        for epoch, order in enumerate(orders)
-    ]
-    schedule = Schedule(lambda epoch: plans[epoch])
-    table = apply_rules(model, stage.trainable, lr=stage.optim.lr)
-    prepare(model, compute=ComputeSpec())
-    own = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, value in projector(command).items():
-            own[str(projector_keys().to_retinue(name))].copy_(value)
-    trainer = Recorded(
+    names = projector_keys()
+    return run_stage(
         model,
-        stage=stage,
-        table=table,
-        data=Loader(dataset.train, processor=processor, schedule=schedule, spec=spec),
-        total=stage.steps or schedule.num_steps(stage.epochs or 1),
+        processor,
+        stage=command.stage,
+        flags=command.line,
+        root=command.case,
+        weights={str(names.to_retinue(key)): value for key, value in projector(command).items()},
     )
-    micro = [group for plan in plans for step in plan.steps for group in step]
-    examples = [[processor.example(dataset.train[i], train=True) for i in g] for g in micro]
-    return trainer, list(trainer.fit()), examples
 
 
 @pytest.mark.parametrize("command", commands(), ids=str)
 def test_stage(command: Command) -> None:
-    trainer, updates, examples = train(command)
+    run = train(command)
+    trainer, updates, examples = run.trainer, run.updates, run.examples
     facts, stage = command.facts, trainer.stage
     recorded = facts["micro_batches"]
     assert len(trainer.micro) == len(recorded) <= len(examples)
