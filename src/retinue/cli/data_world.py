@@ -16,6 +16,7 @@ Film = Literal["frames", "mkv", "mp4"]
 EPILOG = examples(
     "retinue data world worlds/text --tasks ocr --words 1 --size 96",
     "retinue data world worlds/boxes --tasks rec,reg,det --pictures 8000 max_objects=3",
+    "retinue data world worlds/pictures --tasks multi_image,naming,inventory --told inline=true",
     "retinue data world worlds/video --tasks video,colour,shape --film mkv --pictures 8000",
 )
 
@@ -35,6 +36,9 @@ def world(
     film: Annotated[
         Film, typer.Option(help="Videos as lists of frames, or files: mkv (lossless) or mp4.")
     ] = "frames",
+    told: Annotated[
+        bool, typer.Option("--told", help="Also train.told.json: captions instead of pictures.")
+    ] = False,
     vocabulary: Annotated[int, typer.Option(min=300, help="Ids of the tokenizer.")] = 512,
     seed: Annotated[int, typer.Option(help="Same seed, same pictures and questions.")] = 0,
 ) -> None:
@@ -58,8 +62,10 @@ def world(
             tasks=tuple(name.strip() for name in tasks.split(",") if name.strip()),
             turns=turns,
             film=film,
+            told=told,
         )
-    make_tokenizer(train, vocabulary=vocabulary).save(out / "tokenizer")
+    text = train.with_suffix(".told.json") if told else train
+    make_tokenizer(text, vocabulary=vocabulary).save(out / "tokenizer")
     note(f"training data: {train}\nquestions:     {test}\ntokenizer:     {out / 'tokenizer'}")
     note(f"next:          retinue data check {train}")
 

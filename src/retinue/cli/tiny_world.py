@@ -49,7 +49,15 @@ def world_options() -> WorldOptions:
     """The pictures of the quickstart: 1-4 objects of 6 shapes and 7 colours at 9 places."""
     from retinue.world.options import WorldOptions
 
-    return WorldOptions(size=(SIDE, SIDE), shapes=6, colours=7, small=0.72, jitter=0.4, repeat=0.1)
+    return WorldOptions(
+        size=(SIDE, SIDE),
+        shapes=6,
+        colours=7,
+        small=0.72,
+        jitter=0.4,
+        repeat=0.1,
+        place_first=True,
+    )
 
 
 def make_data(
@@ -63,8 +71,11 @@ def make_data(
     tasks: Sequence[str] | None = None,
     turns: int = TURNS,
     film: Film = "frames",
+    told: bool = False,
 ) -> tuple[Path, Path]:
     """Write train.json and test.jsonl (at least `questions` rows) unless they are there already.
+
+    told: also train.told.json, the same conversations with captions in the place of pictures.
 
     Raises ConfigError for tasks that the pictures cannot hold, EnvError where the disk refuses.
     """
@@ -81,6 +92,7 @@ def make_data(
         )
     )
     facts |= {"film": film} if film != "frames" else {}
+    facts |= {"told": True} if told else {}
     if mark.exists() and json.loads(mark.read_text("utf-8")) == facts:
         progress(pictures, pictures)
         return folder / "train.json", folder / "test.jsonl"
@@ -93,7 +105,7 @@ def make_data(
         "film": film,
     }
     mark.unlink(missing_ok=True)
-    draw_training(folder, pictures, common, progress=progress)
+    draw_training(folder, pictures, {**common, "told": told}, progress=progress)
     write_split(folder, name="test", num_pictures=asked, **common)
     mark.write_text(json.dumps(facts), encoding="utf-8")
     return folder / "train.json", folder / "test.jsonl"
@@ -121,6 +133,7 @@ def draw_training(
             "look": (LOOKING, several, LOOKED_UP),
         }
     records: list[Any] = []
+    words: list[Any] = []
 
     def drawn(done: int, _: int) -> None:
         progress(min(len(records) + done, pictures), pictures)
@@ -136,13 +149,17 @@ def draw_training(
             **{**common, "options": world, "tasks": tasks},
         )
         records += json.loads(path.read_text("utf-8"))
+        if common["told"]:
+            words += json.loads(path.with_suffix(".told.json").read_text("utf-8"))
         if name != "train":
-            for suffix in (".json", ".jsonl"):
-                path.with_suffix(suffix).unlink()
+            for suffix in (".json", ".jsonl", ".told.json"):
+                path.with_suffix(suffix).unlink(missing_ok=True)
     progress(pictures, pictures)
     if len(parts) > 1:
         Random(common["seed"]).shuffle(records)
         (folder / "train.json").write_text(json.dumps(records), encoding="utf-8")
+        if common["told"]:
+            (folder / "train.told.json").write_text(json.dumps(words), encoding="utf-8")
 
 
 def pictures_asked(

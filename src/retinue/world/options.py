@@ -50,12 +50,15 @@ class WorldOptions(Spec):
     size: (height, width) in pixels; one number stands for a square
     min_objects, max_objects: how many objects, all numbers equally often
     shapes, colours: how many of the names of SHAPES and COLOURS are used
+    skip_shapes: so many of these shapes, the first ones, are never drawn
     scale: diameter of a large object; small: small diameter / large diameter
     jitter: how much of the free room of its cell an object may use (0 = always in the middle)
     repeat: chance that an object shares its colour or its shape with another one
     words, word_letters, word_scale: rendered words in each picture, letters (least, most), width
     figures: stick figures in each picture; a word or a figure takes two cells
     boxes: style of retinue.media.boxes in which coordinates are written
+    inline: pictures that are asked about together follow the question, each behind its number
+    place_first: a box asked for is answered with its place before it: `top left [1 2 30 31]`
     prompts: `short` for tiny models, `llava` for the prompts of LLaVA and SPHINX
     """
 
@@ -63,6 +66,7 @@ class WorldOptions(Spec):
     min_objects: Annotated[int, Field(ge=0, le=CELLS)] = 1
     max_objects: Annotated[int, Field(ge=1, le=CELLS)] = 4
     shapes: Annotated[int, Field(ge=1, le=len(SHAPES))] = 8
+    skip_shapes: Annotated[int, Field(ge=0, lt=len(SHAPES))] = 0
     colours: Annotated[int, Field(ge=1, le=len(COLOURS))] = 8
     scale: Annotated[float, Field(gt=0.1, le=1.0)] = 0.92
     small: Annotated[float, Field(gt=0.1, lt=1.0)] = 0.64
@@ -74,6 +78,8 @@ class WorldOptions(Spec):
     figures: Annotated[int, Field(ge=0, le=2)] = 0
     background: Literal["light", "dark"] = "light"
     boxes: Literal["sphinx", "llava", "compact"] = "compact"
+    inline: bool = False
+    place_first: bool = False
     prompts: Literal["short", "llava"] = "short"
 
     @field_validator("size", mode="before")
@@ -87,9 +93,12 @@ class WorldOptions(Spec):
             raise ValueError(f"size {self.size}: a side needs at least 24 pixels")
         if self.min_objects > self.max_objects:
             raise ValueError(f"min_objects {self.min_objects} > max_objects {self.max_objects}")
-        if self.shapes * self.colours < self.max_objects:
+        if self.skip_shapes >= self.shapes:
+            raise ValueError(f"skip_shapes {self.skip_shapes} leaves none of {self.shapes} shapes")
+        kinds = self.shapes - self.skip_shapes
+        if kinds * self.colours < self.max_objects:
             raise ValueError(
-                f"{self.shapes} shapes x {self.colours} colours cannot make {self.max_objects} "
+                f"{kinds} shapes x {self.colours} colours cannot make {self.max_objects} "
                 "objects that differ"
             )
         cells = self.max_objects + 2 * self.words + 2 * self.figures
@@ -103,3 +112,8 @@ class WorldOptions(Spec):
         if self.background == "dark" and self.colours == len(COLOURS):
             raise ValueError("black objects cannot be seen on dark backgrounds; use colours <= 9")
         return self
+
+    @property
+    def shape_names(self) -> tuple[str, ...]:
+        """The shapes that are drawn."""
+        return SHAPES[self.skip_shapes : self.shapes]

@@ -15,7 +15,7 @@ from random import Random
 from typing import Literal
 
 from retinue.media.boxes import Box, Point
-from retinue.world.options import BACKGROUNDS, COLOURS, SHAPES, WorldOptions
+from retinue.world.options import BACKGROUNDS, COLOURS, WorldOptions
 from retinue.world.poses import sample_joints
 
 PLACES = (
@@ -160,7 +160,7 @@ def _reserve(rng: Random, *, words: int, figures: int) -> tuple[list[Pair], list
 
 def _looks(rng: Random, *, count: int, options: WorldOptions) -> list[tuple[str, str]]:
     """`count` different (shape, colour) pairs, some sharing one of the two."""
-    shapes, colours = SHAPES[: options.shapes], list(COLOURS)[: options.colours]
+    shapes, colours = options.shape_names, list(COLOURS)[: options.colours]
     looks: list[tuple[str, str]] = []
     while len(looks) < count:
         shape, colour = rng.choice(shapes), rng.choice(colours)

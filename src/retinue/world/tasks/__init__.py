@@ -35,6 +35,8 @@ TASKS: Registry[Task] = Registry(
         "pose": "retinue.world.tasks.pose:pose",
         "reldet": "retinue.world.tasks.reldet:reldet",
         "multi_image": "retinue.world.tasks.several:multi_image",
+        "naming": "retinue.world.tasks.several:naming",
+        "called": "retinue.world.tasks.several:called",
         "video": "retinue.world.tasks.video:video",
     },
 )

@@ -22,7 +22,9 @@ class QA:
 
     references: every answer that counts as right, the trained one among them
     scorer: name in the table of retinue.eval.scorers
-    scenes: the pictures asked about, in order, where they are not just the scene itself
+    scenes: the pictures asked about, in order, where they are not just the scene itself; they stand
+        before the question, or where it has `<image>`
+    shots: turns that come before it, each about a picture of its own
     moving: those are the frames of one video
     about: names of the objects that question and answer together describe
     """
@@ -33,6 +35,7 @@ class QA:
     scorer: str
     references: tuple[str, ...] = ()
     scenes: tuple[Scene, ...] = ()
+    shots: tuple[QA, ...] = ()
     moving: bool = False
     about: tuple[str, ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)

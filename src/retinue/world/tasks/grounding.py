@@ -6,7 +6,7 @@ from random import Random
 
 from retinue.media.boxes import Box
 from retinue.world.options import WorldOptions
-from retinue.world.scene import RELATIONS, Scene, holds
+from retinue.world.scene import RELATIONS, Scene, Thing, holds
 from retinue.world.tasks.base import QA, ask, box_text, plural
 
 REC_PROMPT = "Please provide the bounding box coordinate of the region this sentence describes: {}."
@@ -16,7 +16,7 @@ DET_PROMPT = "Detect all {} shown in the image."
 
 def rec(scene: Scene, *, rng: Random, options: WorldOptions) -> list[QA]:
     """The box of a named object, in the chosen style of coordinates."""
-    return [_rec("rec", thing.name, thing.box, scene, options) for thing in scene.things]
+    return [_rec("rec", thing.name, thing, scene, options) for thing in scene.things]
 
 
 def rec_relation(scene: Scene, *, rng: Random, options: WorldOptions) -> list[QA]:
@@ -27,18 +27,19 @@ def rec_relation(scene: Scene, *, rng: Random, options: WorldOptions) -> list[QA
             found = [t for t in scene.things if holds(t, relation=word, other=other)]
             if len(found) == 1:
                 name = f"object {word} the {other.name}"
-                questions.append(_rec("rec_relation", name, found[0].box, scene, options))
+                questions.append(_rec("rec_relation", name, found[0], scene, options))
     return questions
 
 
-def _rec(task: str, name: str, box: Box, scene: Scene, options: WorldOptions) -> QA:
+def _rec(task: str, name: str, thing: Thing, scene: Scene, options: WorldOptions) -> QA:
+    place = f"{thing.place} " if options.place_first else ""
     return QA(
         task=task,
         question=ask(f"Find the {name}.", options=options, llava=REC_PROMPT.format(f"the {name}")),
-        answer=box_text(box, scene=scene, options=options),
+        answer=place + box_text(thing.box, scene=scene, options=options),
         scorer="iou",
         about=(name,),
-        meta={"box": list(box)},
+        meta={"box": list(thing.box)},
     )
 
 
