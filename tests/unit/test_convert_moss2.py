@@ -178,7 +178,7 @@ def test_sticky_rope_is_kept_when_asked(case: Path) -> None:
 
 
 def test_bin_files_belong_to_the_originals(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="only llava"):
+    with pytest.raises(ConfigError, match="only hf-pair, llava, llava_moss2, moss2 have"):
         convert(tmp_path, tmp_path / "out", to="hf", files="bin")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 import typer
 
@@ -12,20 +12,15 @@ from retinue.cli.common import AsJson, examples, pairs, print_json, verb
 
 app = verb()
 
-ALWAYS = ("vision-tower", "causal-lm")
-"""Formats that are parts of a model, which `retinue build` reads."""
-
 
 def show_pairs(wanted: bool) -> None:
     """Print every pair of formats, and end."""
     if not wanted:
         return
-    from retinue.convert.detect import Format
-    from retinue.hub.convert import Target
+    from retinue.hub.targets.pairs import PAIRS
 
-    sources = [name for name in get_args(Format) if name not in ALWAYS] + ["flamingo"]
-    for source in sources:
-        typer.echo(f"{source:16} -> {', '.join(get_args(Target))}")
+    for source, targets in PAIRS.items():
+        typer.echo(f"{source:16} -> {', '.join(targets)}")
     typer.echo("hf-pair is ModelZoo's image_model/ beside text_model/; mm_simple its checkpoint.")
     typer.echo("What a target cannot express is refused by name before anything is written.")
     raise typer.Exit
@@ -46,18 +41,8 @@ def convert(
     source: Annotated[str, typer.Argument(help="A folder or hub id in any known format.")],
     target: Annotated[Path, typer.Argument(help="The folder to write.")],
     to: Annotated[
-        Literal[
-            "retinue",
-            "llava",
-            "llava_moss2",
-            "moss2",
-            "hf",
-            "mm_simple",
-            "hf-pair",
-            "sphinx",
-            "flamingo",
-        ],
-        typer.Option(help="The format to write; moss2 is the language model alone."),
+        str,
+        typer.Option(metavar="FORMAT", help="The format to write (`retinue ls targets`)."),
     ],
     base: Annotated[
         str | None, typer.Option(help="What a projector, LoRA or adapter stands on.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,13 +13,8 @@ from retinue.convert.flamingo import CHILD, LANGUAGE, LAYERS, flamingo_keys
 from retinue.core.errors import CheckpointError
 from retinue.core.files import versions, write_json
 from retinue.hub.files import whole_folder
-from retinue.hub.load import load_with_report
-from retinue.model.adapters import adapter_names, base_state, merge_adapters
+from retinue.model.adapters import adapter_names, base_state
 from retinue.model.retinue import Retinue
-
-if TYPE_CHECKING:
-    from retinue.hub.convert import ConvertReport
-    from retinue.hub.sources import Encoders
 
 FILE = "checkpoint.pt"
 FLAT = "module.lang_encoder.base_model.model."
@@ -89,32 +84,6 @@ def export_flamingo(model: Retinue, folder: str | Path) -> Path:
     """Write checkpoint.pt into a folder of its own. Raises CheckpointError, EnvError."""
     write_state(flamingo_state(model), folder)
     return Path(folder)
-
-
-def to_flamingo(
-    src: str | Path,
-    dst: str | Path,
-    *,
-    base: str | Path | None,
-    encoders: Encoders,
-    dtype: torch.dtype | None,
-) -> ConvertReport:
-    """What `convert` does for this target: adapters are folded in, the rest stays behind."""
-    from retinue.hub.convert import ConvertReport
-
-    loaded = load_with_report(src, base=base, encoders=encoders, dtype=dtype)
-    merge_adapters(loaded.model)
-    state = flamingo_state(loaded.model)
-    write_state(state, dst)
-    note = "language model and tower are not part of the file; users load it onto their own"
-    return ConvertReport(
-        source=loaded.opened.format,
-        target="flamingo",
-        folder=Path(dst),
-        coverage=loaded.coverage,
-        written=list(state),
-        notes=[note],
-    )
 
 
 def write_state(state: dict[str, Tensor], folder: str | Path) -> None:

@@ -16,55 +16,14 @@ from retinue.convert.modelzoo_export import export_modelzoo, pair_configs
 from retinue.convert.modelzoo_find import PAIR
 from retinue.convert.modelzoo_keys import HEAD, LN_F, NORM, TABLE, modelzoo_keys
 from retinue.convert.towers import tower_rules
-from retinue.core.errors import CheckpointError
-from retinue.core.files import versions, write_json
+from retinue.core.files import write_json
 from retinue.core.yamlio import Dumper
-from retinue.hub.files import BinWriter, whole_folder
+from retinue.hub.files import BinWriter
 from retinue.hub.sources import Opened
+from retinue.hub.targets.plan import renamed
 from retinue.processor import Processor, ProcessorSpec
 
 Tensors = Callable[[], Iterator[tuple[str, Tensor]]]
-MODELZOO = ("mm_simple", "hf-pair")
-"""Targets that are ModelZoo's."""
-
-
-def write_modelzoo(
-    opened: Opened,
-    tensors: Tensors,
-    dst: Path,
-    *,
-    to: str,
-    src: str | Path,
-    release: str,
-    exact: bool,
-    shard_bytes: int,
-    processor: Processor | None,
-) -> tuple[list[str], list[str]]:
-    """A folder of either target; (tensor names, notes). Raises as `hub.convert.convert`."""
-    with whole_folder(dst) as partial:
-        if to == MODELZOO[0]:
-            written = write_mm_simple(opened, tensors, partial, release=release, exact=exact)
-            if processor is not None:
-                processor.tokenizer.save(partial)
-        else:
-            written = write_pair(
-                opened, tensors, partial, final=dst, shard_bytes=shard_bytes, processor=processor
-            )
-        facts = {"versions": versions(), "from": {"path": str(src), "format": opened.format}}
-        write_json(partial / "provenance.json", facts)
-    missing = "no tokenizer was found beside the source, so none was written"
-    return written, [*opened.notes, *([missing] if processor is None else [])]
-
-
-def renamed(tensors: Iterator[tuple[str, Tensor]], keys: KeyMap) -> Iterator[tuple[str, Tensor]]:
-    """Tensors under the target's names. Raises CheckpointError for one it has no place for."""
-    for name, tensor in tensors:
-        found = keys.match_back(name)
-        if found is None:
-            raise CheckpointError(
-                f"{name} has no place in the target format", fix="convert to retinue"
-            )
-        yield found[0], tensor if found[1].op is None else found[1].op.invert(tensor)
 
 
 def write_mm_simple(
@@ -76,7 +35,8 @@ def write_mm_simple(
     tied = bool(opened.config.get_text_config().tie_word_embeddings)
 
     def state() -> Iterator[tuple[str, Tensor]]:
-        for name, tensor in renamed(tensors(), keys):
+        for ours, value in tensors():
+            name, tensor = renamed(ours, value, keys=keys)
             yield name, tensor
             if name == NORM:
                 yield LN_F, tensor
@@ -123,9 +83,9 @@ def write_pair(
     written = []
     for ours, tensor in tensors():
         part = PAIR[0] if ours.startswith("encoders.") else PAIR[1]
-        for theirs, value in renamed(iter([(ours, tensor)]), keys[part]):
-            writers[part].add(theirs, value)
-            written.append(f"{part}/{theirs}")
+        theirs, value = renamed(ours, tensor, keys=keys[part])
+        writers[part].add(theirs, value)
+        written.append(f"{part}/{theirs}")
     for writer in writers.values():
         writer.close()
     write_json(folder / PAIR[0] / "config.json", image)
