@@ -1,68 +1,19 @@
 """CogVLM beside a plain reference written from its paper and names: prefill and cached decode."""
 
-import json
 import math
-import shutil
-from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from retinue.model.build import build_model
-from retinue.model.spec import RetinueConfig
+import tiny_cogvlm
 from retinue.types import Batch, Grid, Media, Message, Sample, Text, Visual
-
-IMAGE = -5
-D, HEADS, WIDE, LAYERS, VOCAB = 16, 2, 24, 2, 31
-TEXT = {
-    "model_type": "llama",
-    "vocab_size": VOCAB,
-    "hidden_size": D,
-    "intermediate_size": WIDE,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": HEADS,
-    "num_key_value_heads": HEADS,
-    "rms_norm_eps": 1e-5,
-    "max_position_embeddings": 128,
-}
-EYE = {
-    "model_type": "retinue_eva2",
-    "image_size": 8,
-    "patch_size": 4,
-    "hidden_size": 12,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 3,
-    "intermediate_size": 20,
-}
+from tiny_cogvlm import EYE, HEADS, IMAGE, LAYERS, TEXT, VOCAB, WIDE, D
 
 
 @pytest.fixture(scope="module")
 def model():
-    from retinue.model.encoders import ENCODERS
-
-    ENCODERS.get("eva2")
-    config = RetinueConfig(
-        text_config=TEXT,
-        encoders={"eva": EYE},
-        spec={
-            "encoders": {"eva": {"kind": "eva2"}},
-            "connector": {
-                "kind": "glu",
-                "inner": WIDE,
-                "of": {"kind": "take", "encoder": "eva", "layer": -1, "prefix": False},
-            },
-            "layout": {"kind": "bracket"},
-            "fusion": {"kind": "expert"},
-            "image_token_id": IMAGE,
-        },
-    )
-    made = build_model(config, seed=3).eval()
-    with torch.no_grad():
-        for number, parameter in enumerate(made.parameters()):
-            torch.manual_seed(number)
-            parameter.add_(torch.randn_like(parameter) * 0.15)
-    return made
+    return tiny_cogvlm.make()
 
 
 # ---------------------------------------------------------------- the plain reference
@@ -224,36 +175,11 @@ def test_experts_differ_and_text_alone_does_not_use_them(model):
 
 def test_public_layout_loads(model, tmp_path):
     """A folder with the names and packed projections of the public checkpoints."""
-    from safetensors.torch import save_file
-
-    from retinue.convert.cogvlm import cogvlm_keys
     from retinue.hub.load import load
 
-    packed, state = {}, {}
-    for name, tensor in model.state_dict().items():
-        theirs, rule = cogvlm_keys().match_back(name)
-        value = tensor if rule.op is None else rule.op.invert(tensor)
-        whole, _, part = theirs.partition("[")
-        if part:
-            packed.setdefault(whole, {})[part[0]] = value
-        else:
-            state[whole] = value
-    state |= {name: torch.cat([rows[p] for p in "qkv"]) for name, rows in packed.items()}
+    state = tiny_cogvlm.write_public(model, tmp_path)
     assert "model.layers.0.self_attn.vision_expert_query_key_value.weight" in state
     assert state["model.vision.boi"].shape == (1, 1, D)
-    save_file({k: v.contiguous() for k, v in state.items()}, tmp_path / "model.safetensors")
-    eye = {
-        **{key: value for key, value in EYE.items() if key not in ("model_type",)},
-        "num_heads": EYE["num_attention_heads"],
-        "in_channels": 3,
-        "layer_norm_eps": 1e-6,
-    }
-    config = {key: value for key, value in TEXT.items() if key != "model_type"}
-    config |= {"architectures": ["CogVLMForCausalLM"], "vision_config": eye}
-    (tmp_path / "config.json").write_text(json.dumps({**config, "template_version": "chat"}))
-    words = Path(__file__).parents[1] / "golden" / "cerebras-multimodal" / "tokenizer_hf"
-    for file in words.glob("*.json"):
-        shutil.copy(file, tmp_path)
     loaded, processor = load(tmp_path)
     for name, tensor in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
@@ -273,9 +199,7 @@ def test_experts_start_as_copies(model, tmp_path):
     torch.manual_seed(0)
     fields = {key: value for key, value in TEXT.items() if key not in ("model_type", "vocab_size")}
     LlamaForCausalLM(LlamaConfig(vocab_size=1000, **fields)).save_pretrained(tmp_path)
-    words = Path(__file__).parents[1] / "golden" / "cerebras-multimodal" / "tokenizer_hf"
-    for file in words.glob("*.json"):
-        shutil.copy(file, tmp_path)
+    tiny_cogvlm.copy_words(tmp_path)
     take = {"kind": "take", "encoder": "eva", "layer": -1, "prefix": False}
     made = build(
         {
