@@ -253,8 +253,8 @@ def test_models_tokens_health_and_metrics(client, address, service):
         page = reply.read().decode()
     rows = dict(line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#"))
     assert float(rows['retinue_replies_total{route="/tokenize",status="200"}']) >= 2
-    assert float(rows["retinue_blocks"]) == service.engine.blocks.usable
-    assert 'retinue_first_token_seconds_bucket{le="+Inf"}' in rows
+    assert float(rows['retinue_blocks{model="tiny"}']) == service.engine.blocks.usable
+    assert 'retinue_first_token_seconds_bucket{model="tiny",le="+Inf"}' in rows
 
 
 BAD = [
@@ -273,7 +273,7 @@ BAD = [
     ({"max_tokens": 0}, 400, "max_tokens"),
     ({"n": 5}, 400, "n"),
     ({"tools": [{}]}, 400, "tools"),
-    ({"response_format": {"type": "json_object"}}, 400, "response_format"),
+    ({"response_format": {"type": "xml"}}, 400, "response_format"),
     ({"presence_penalty": 1}, 400, "presence_penalty"),
     ({"temprature": 1}, 400, "temprature"),
     ({"visual_tokens": 5}, 400, None),

@@ -1,148 +1,106 @@
-"""The OpenAI-compatible HTTP application over one `Service`."""
+"""The OpenAI-compatible HTTP application over the models of a server."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as Http
-from starlette.types import Receive, Scope, Send
 
 from retinue.core.errors import RetinueError
-from retinue.core.seed import stream_seed
+from retinue.serve.admin import add_admin
+from retinue.serve.answers import Call, chat_requests, reply, text_requests
 from retinue.serve.failures import ApiError, as_api
 from retinue.serve.guard import Guard
-from retinue.serve.messages import sample_of
-from retinue.serve.replies import DONE, Answer, Replies, sse
-from retinue.serve.request import Request
+from retinue.serve.metrics import page
+from retinue.serve.models import Models
 from retinue.serve.schema import Asked, ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
-from retinue.serve.service import GoneError, Place, Service, fresh_seed
+from retinue.serve.service import Service
 
 PLAIN = {429: "queue_full", 413: "request_too_large", 404: "not_found", 405: "method_not_allowed"}
 
 
-class Pieces(StreamingResponse):
-    """Server-sent events; whatever becomes of the client, the call's place is given back."""
-
-    def __init__(self, pieces: AsyncGenerator[bytes], place: Place) -> None:
-        super().__init__(pieces, media_type="text/event-stream")
-        self.place, self.pieces = place, pieces
-        self.headers["cache-control"] = "no-cache"
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            await self.pieces.aclose()
-            self.place.release()
-
-
-def create_app(service: Service) -> FastAPI:
-    """The application; its lifespan runs the engine's thread."""
+def create_app(served: Service | Models) -> FastAPI:
+    """The application; its lifespan runs the engines' threads."""
+    models = served if isinstance(served, Models) else Models([served])
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        service.background.start()
+        models.start()
         yield
-        service.background.close()
+        models.close()
 
     app = FastAPI(title="retinue", lifespan=lifespan, redoc_url=None)
-    spec = service.spec
+    spec = models.spec
     app.add_middleware(
         Guard,
         keys=spec.keys,
+        admin=spec.admin,
         body_bytes=spec.body_bytes,
-        metrics=service.metrics,
+        replies=models.replies,
     )
-    _errors(app)
+    add_errors(app)
+    add_admin(app, models)
 
     @app.get("/health")
     async def health() -> JSONResponse:
-        sound = service.background.sound
+        sound = models.sound
         return JSONResponse({"status": "ok" if sound else "failed"}, 200 if sound else 503)
 
     @app.get("/metrics")
     async def metrics() -> PlainTextResponse:
-        page = service.metrics.page(service.engine)
-        return PlainTextResponse(page, media_type="text/plain; version=0.0.4")
+        parts = {name: (one.metrics, one.engine) for name, one in models.held.items()}
+        found = page(parts, models.replies)
+        return PlainTextResponse(found, media_type="text/plain; version=0.0.4")
 
     @app.get("/v1/models")
-    async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [card()]}
+    async def all_models() -> dict[str, Any]:
+        return {"object": "list", "data": [c for one in models.held.values() for c in cards(one)]}
 
     @app.get("/v1/models/{name:path}")
-    async def model(name: str) -> dict[str, Any]:
-        service.check_model(name)
-        return card()
-
-    def card() -> dict[str, Any]:
-        plan = service.processor.plan
-        return {
-            "id": service.name,
-            "object": "model",
-            "created": service.born,
-            "owned_by": "retinue",
-            "visual_tokens": plan.per_view().length,
-            "visual_token_budgets": plan.budgets,
-        }
+    async def one_model(name: str) -> dict[str, Any]:
+        service, adapter = models.pick(name)
+        return next(card for card in cards(service) if card["id"] == (adapter or service.name))
 
     @app.post("/v1/chat/completions")
     async def chat(body: ChatBody, http: Http) -> Response:
-        def make(id: str, number: int) -> Request:
-            sample = sample_of(id, body.messages, limits=spec.pictures)
-            params = params_of(number)
-            return service.prompts.chat(
-                sample,
-                params=params,
-                budget=body.visual_tokens,
-                top=body.top,
-                logprobs=bool(body.logprobs),
-            )
-
-        params_of = _seeds(body, spec.max_tokens)
-        return await _reply(service, "chat", body, http, make, prompts=1)
+        call = Call(models, body, kind="chat", prompts=1, limit=spec.max_tokens)
+        return await reply(call, http, lambda name: chat_requests(call, body, name))
 
     @app.post("/v1/completions")
     async def completions(body: CompletionBody, http: Http) -> Response:
-        prompts, each = body.prompts, body.n or 1
-        if not prompts:
+        if not body.prompts:
             raise ApiError(400, "there is no prompt", param="prompt")
-
-        def make(id: str, number: int) -> Request:
-            return service.prompts.bare(
-                id,
-                prompts[number // each],
-                params=params_of(number % each),
-                budget=body.visual_tokens,
-                top=body.top,
-                logprobs=body.logprobs is not None,
-            )
-
-        params_of = _seeds(body, 16)  # OpenAI's default on this route
-        return await _reply(service, "text", body, http, make, prompts=len(prompts))
+        # 16 is OpenAI's default on this route
+        call = Call(models, body, kind="text", prompts=len(body.prompts), limit=16)
+        return await reply(call, http, lambda name: text_requests(call, body, name))
 
     @app.post("/tokenize")
     async def tokenize(body: TokenizeBody) -> dict[str, Any]:
-        service.check_model(body.model)
+        service, _ = models.pick(body.model)
         if (body.prompt is None) == (body.messages is None):
             raise ApiError(400, "give either prompt or messages", param="prompt")
         if body.prompt is not None:
             tokens = service.processor.tokenizer.call(body.prompt)
-        else:
-            sample = sample_of("tokenize", body.messages or (), limits=spec.pictures)
+            return {"tokens": tokens, "count": len(tokens)}
+
+        def make() -> list[int]:
+            sample = service.sample("tokenize", body.messages or ())
             params = Asked().params(limit=1, seed=0)
             request = service.prompts.chat(sample, params=params, budget=body.visual_tokens)
-            tokens = request.example.tokens
+            return request.example.tokens
+
+        tokens = await service.worked(make)
         return {"tokens": tokens, "count": len(tokens)}
 
     @app.post("/detokenize")
     async def detokenize(body: DetokenizeBody) -> dict[str, Any]:
-        service.check_model(body.model)
+        service, _ = models.pick(body.model)
         size = service.processor.tokenizer.vocab_size
         if any(not 0 <= token < size for token in body.tokens):
             raise ApiError(400, f"ids are 0 to {size - 1}", param="tokens")
@@ -151,87 +109,22 @@ def create_app(service: Service) -> FastAPI:
     return app
 
 
-def _seeds(body: Asked, limit: int) -> Callable[[int], Any]:
-    """Parameters of a call's answers: the first draws from the seed itself, others from its own."""
-    base = body.params(limit=limit, seed=fresh_seed())
-
-    def params(number: int) -> Any:
-        seed = base.seed if number == 0 else stream_seed(base.seed, "choice", number)
-        return base.model_copy(update={"seed": seed})
-
-    return params
-
-
-async def _reply(
-    service: Service,
-    kind: Any,
-    body: Asked,
-    http: Http,
-    make: Callable[[str, int], Request],
-    *,
-    prompts: int,
-) -> Response:
-    """Answers of a call, whole or in pieces."""
-    service.check_model(body.model)
-    body.check(choices=service.spec.choices)
-    count = prompts * (body.n or 1)
-    place = service.place(count)
-    try:
-        name = f"{fresh_seed():x}"
-        requests = await service.prepare(
-            lambda: [make(f"{name}-{number}", number) for number in range(count)],
-            limited=body.limit is not None,
-        )
-        replies = Replies(kind, requests, processor=service.processor, model=service.name)
-        if body.stream:
-            pieces = _pieces(service, requests, replies, body, place, http, prompts)
-            return Pieces(pieces, place)
-        answers = [Answer(trim=kind == "chat") for _ in requests]
-        async with aclosing(service.follow(requests, place, http)) as events:
-            async for number, event in events:
-                _, shown = answers[number].take(event, ends=service.engine.ends)
-                answers[number].events += [shown] if shown else []
-        return JSONResponse(replies.whole(answers, prompts=prompts))
-    except GoneError:
-        place.release()
-        return Response(status_code=499)  # nobody reads it
-    except BaseException:
-        place.release()
-        raise
+def cards(service: Service) -> list[dict[str, Any]]:
+    """What the API says of a model, and of each of its adapters."""
+    plan = service.processor.plan
+    own = {
+        "id": service.name,
+        "object": "model",
+        "created": service.born,
+        "owned_by": "retinue",
+        "visual_tokens": plan.per_view().length,
+        "visual_token_budgets": plan.budgets,
+    }
+    names = list(service.engine.adapters.held)
+    return [own, *({**own, "id": name, "parent": service.name} for name in names)]
 
 
-async def _pieces(
-    service: Service,
-    requests: list[Request],
-    replies: Replies,
-    body: Asked,
-    place: Place,
-    http: Http,
-    prompts: int,
-) -> AsyncGenerator[bytes]:
-    answers = [Answer(trim=replies.kind == "chat") for _ in requests]
-    held: list[list[Any]] = [[] for _ in requests]
-    try:
-        if replies.kind == "chat":
-            for number in range(len(requests)):
-                yield sse(replies.opening(number))
-        async with aclosing(service.follow(requests, place, http)) as events:
-            async for number, event in events:
-                text, shown = answers[number].take(event, ends=service.engine.ends)
-                held[number] += [shown] if shown else []
-                if text or event.finish or (shown and requests[number].logprobs):
-                    yield sse(replies.piece(number, text, held[number], event.finish))
-                    held[number] = []
-        if body.stream_options is not None and body.stream_options.include_usage:
-            yield sse(replies.closing(answers, prompts=prompts))
-    except GoneError:
-        return
-    except ApiError as error:
-        yield sse(error.body)
-    yield DONE
-
-
-def _errors(app: FastAPI) -> None:
+def add_errors(app: FastAPI) -> None:
     """Every error in OpenAI's form."""
 
     def answer(error: ApiError) -> JSONResponse:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 
 from retinue.core.log import get_logger
+from retinue.serve.beams import Beams, beam_events
 from retinue.serve.engine import Engine
 from retinue.serve.request import Event, Request
 
@@ -48,6 +50,25 @@ class Background:
         """Queue a request; every event of it goes to `sink`, the last one has a `finish`."""
         self._send(lambda: self._add(request, sink))
 
+    def submit_beams(self, requests: Sequence[Request], beams: Beams, sink: Sink) -> None:
+        """Queue the choices of one prompt with beams; they are computed by `generate` at once."""
+        self._send(lambda: self._beams(requests, beams, sink))
+
+    def order(self, work: Callable[[], None]) -> Future[None]:
+        """Have something done between two steps; the future has what it raised."""
+        done: Future[None] = Future()
+
+        def run() -> None:
+            try:
+                work()
+            except BaseException as error:
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+
+        self._send(run)
+        return done
+
     def cancel(self, id: str) -> None:
         """Forget a request; a step under way may still say something of it."""
         self._send(lambda: self._drop(id))
@@ -85,6 +106,17 @@ class Background:
             self.engine.add(request)
         except Exception as error:
             self._tell(Event(id=request.id, finish="error", error=error))
+
+    def _beams(self, requests: Sequence[Request], beams: Beams, sink: Sink) -> None:
+        self._sinks.update({request.id: sink for request in requests})
+        try:
+            if self.broken is not None:
+                raise self.broken
+            for event in beam_events(self.engine, requests, beams):
+                self._tell(event)
+        except Exception as error:
+            for request in requests:
+                self._tell(Event(id=request.id, finish="error", error=error))
 
     def _drop(self, id: str) -> None:
         self._sinks.pop(id, None)

@@ -125,6 +125,13 @@ class Engine:
         self.requests[request.id] = running
         self.scheduler.add(running)
 
+    def drop_adapter(self, name: str) -> None:
+        """Forget an adapter. Raises RequestError where requests use it, or where it is unknown."""
+        users = sum(one.request.adapter == name for one in self.requests.values())
+        if users:
+            raise RequestError(f"{users} requests use the adapter {name}", fix="try again")
+        self.adapters.remove(name)
+
     def cancel(self, id: str) -> None:
         """Forget a request and free what it holds; one that is unknown or done is no error."""
         running = self.requests.pop(id, None)

@@ -4,28 +4,42 @@ from __future__ import annotations
 
 import hmac
 import json
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from retinue.serve.failures import ApiError
-from retinue.serve.metrics import Metrics
 
 OPEN = ("/health",)
 """Paths that need no key."""
+ADMIN = "/admin/"
+"""How paths begin that need a key of their own."""
 TOGETHER = 16
 """Largest bodies that may be in memory side by side."""
 
 
 class Guard:
-    """ASGI middleware. keys: any of them opens the API, none at all leaves it open to everyone."""
+    """ASGI middleware. keys: any of them opens the API, none at all leaves it open to everyone.
+
+    admin: keys of the routes below /admin/, which nobody may use where there are none; they open
+    the others, too. replies: counts by route and status.
+    """
 
     def __init__(
-        self, app: ASGIApp, *, keys: tuple[str, ...], body_bytes: int, metrics: Metrics
+        self,
+        app: ASGIApp,
+        *,
+        keys: tuple[str, ...],
+        body_bytes: int,
+        replies: Counter[tuple[str, int]],
+        admin: tuple[str, ...] = (),
     ) -> None:
-        self.app, self.metrics, self.body_bytes = app, metrics, body_bytes
-        self.keys = [key.encode() for key in keys]
+        self.app, self.replies, self.body_bytes = app, replies, body_bytes
+        self.admin = [key.encode() for key in admin]
+        self.keys = [*(key.encode() for key in keys), *(self.admin if keys else ())]
         self.held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -37,10 +51,16 @@ class Guard:
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 route = getattr(scope.get("route"), "path", "none")
-                self.metrics.replies[route, message["status"]] += 1
+                self.replies[route, message["status"]] += 1
             await send(message)
 
-        if scope["path"] not in OPEN and not self._admits(headers.get(b"authorization", b"")):
+        given = headers.get(b"authorization", b"")
+        if scope["path"].startswith(ADMIN) and not self.admin:
+            error = ApiError(403, "this server was started without admin keys", code="no_admin")
+            await _answer(error, counted)
+            return
+        keys = self.admin if scope["path"].startswith(ADMIN) else self.keys
+        if scope["path"] not in OPEN and not admits(keys, given):
             await _answer(
                 ApiError(401, "a valid API key is needed", code="invalid_api_key"), counted
             )
@@ -67,17 +87,19 @@ class Guard:
         finally:
             self.held -= read
 
-    def _admits(self, header: bytes) -> bool:
-        if not self.keys:
-            return True
-        kind, _, given = header.partition(b" ")
-        found = [hmac.compare_digest(given.strip(), key) for key in self.keys]
-        return kind.lower() == b"bearer" and any(found)
-
     def _too_large(self) -> ApiError:
         return ApiError(
             413, f"a request has at most {self.body_bytes} bytes", code="request_too_large"
         )
+
+
+def admits(keys: Sequence[bytes], header: bytes) -> bool:
+    """Whether an Authorization header has one of the keys; without any key everyone may pass."""
+    if not keys:
+        return True
+    kind, _, given = header.partition(b" ")
+    found = [hmac.compare_digest(given.strip(), key) for key in keys]
+    return kind.lower() == b"bearer" and any(found)
 
 
 async def _answer(error: ApiError, send: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -55,12 +55,19 @@ class Answer:
 
 
 class Replies:
-    """Replies to one call: its name, its moment, its model."""
+    """Replies to one call: its name, its moment, its model; facts: further fields of all."""
 
     def __init__(
-        self, kind: Kind, requests: Sequence[Request], *, processor: Processor, model: str
+        self,
+        kind: Kind,
+        requests: Sequence[Request],
+        *,
+        processor: Processor,
+        model: str,
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
         self.kind, self.requests, self.processor, self.model = kind, requests, processor, model
+        self.facts = dict(facts or {})
         prefix = "chatcmpl" if kind == "chat" else "cmpl"
         self.id, self.created = f"{prefix}-{secrets.token_hex(12)}", int(time.time())
 
@@ -116,6 +123,7 @@ class Replies:
             "created": self.created,
             "model": self.model,
             "visual_tokens": told(self.requests[0], plan)[0],
+            **self.facts,
         }
 
     def usage(self, answers: Sequence[Answer], *, prompts: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from pydantic import Field
 from starlette.requests import Request as Http
@@ -17,12 +18,18 @@ from retinue.core.spec import Spec
 from retinue.model.retinue import Retinue
 from retinue.processor import Processor
 from retinue.serve.background import Background
+from retinue.serve.beams import Beams
 from retinue.serve.engine import Engine, EngineSpec
 from retinue.serve.failures import ApiError, as_api
-from retinue.serve.messages import PictureLimits
+from retinue.serve.fetch import Fetcher
+from retinue.serve.guide import Grammars
+from retinue.serve.messages import PictureLimits, sample_of
 from retinue.serve.metrics import Metrics
+from retinue.serve.pressure import Pressure
 from retinue.serve.prompt import Prompts, told
 from retinue.serve.request import Event, Request
+from retinue.serve.schema import ChatMessage
+from retinue.types import Sample
 
 
 class ServeSpec(Spec):
@@ -30,7 +37,8 @@ class ServeSpec(Spec):
 
     requests: under way or waiting, more are answered 429; timeout_s: of a whole reply; body_bytes:
     of a request, more is answered 413; choices: answers of one call; max_tokens: longest answer of
-    a request that names no limit; keys: API keys, none = everyone may ask.
+    a request that names no limit; keys: API keys, none = everyone may ask; admin: keys that may
+    also load and unload models, none = nobody may.
     """
 
     requests: int = Field(default=256, ge=1)
@@ -39,9 +47,12 @@ class ServeSpec(Spec):
     choices: int = Field(default=16, ge=1)
     max_tokens: int = Field(default=1024, ge=1)
     pictures: PictureLimits = PictureLimits()
+    pressure: Pressure = Pressure()
     keys: tuple[str, ...] = ()
+    admin: tuple[str, ...] = ()
 
 
+T = TypeVar("T")
 PREPARING = 4
 """Calls whose pictures are decoded side by side: each may take a few hundred megabytes."""
 
@@ -66,7 +77,10 @@ class Place:
 
 
 class Service:
-    """One model behind an API. Its methods run in the event loop, all but `prepare`'s work."""
+    """One model behind an API. Its methods run in the event loop, all but `prepare`'s work.
+
+    path: where the model came from; fetcher: gets pictures from the web, default: by `spec`.
+    """
 
     def __init__(
         self,
@@ -76,26 +90,47 @@ class Service:
         name: str,
         engine: EngineSpec | None = None,
         spec: ServeSpec | None = None,
+        fetcher: Fetcher | None = None,
+        path: str = "",
     ) -> None:
-        self.name, self.spec = name, spec or ServeSpec()
+        self.name, self.path, self.spec = name, path, spec or ServeSpec()
+        self.fetcher = fetcher or self.spec.pictures.fetcher()
         self.processor = processor
         self.engine = Engine(model, processor, spec=engine)
-        self.prompts = Prompts(processor, self.engine.features)
+        self.prompts = Prompts(processor, self.engine.features, self.engine.adapters)
+        self.grammars = Grammars(processor.tokenizer, list(self.engine.ends))
         self.background = Background(self.engine)
         self.metrics = Metrics()
         self.under_way = 0
         self.preparing = asyncio.Semaphore(PREPARING)
         self.born = int(time.time())
 
-    def check_model(self, asked: str | None) -> None:
-        """Raise ApiError for a model that is not served here."""
-        if asked is not None and asked != self.name:
-            raise ApiError(
-                404,
-                f"the model {asked!r:.80} does not exist; this server has {self.name!r}",
-                param="model",
-                code="model_not_found",
-            )
+    def sample(self, id: str, messages: Sequence[ChatMessage]) -> Sample:
+        """The conversation of a request, its pictures read; slow. Raises ApiError."""
+        return sample_of(id, messages, limits=self.spec.pictures, fetcher=self.fetcher)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that are not computed yet."""
+        return max(self.under_way - len(self.engine.scheduler.running), 0)
+
+    def budget(self, wanted: int | None, least: int | None) -> int | None:
+        """Visual tokens per view that a request gets just now; None: the model's usual number.
+
+        least: the number that the request can do with, None: it does not say.
+        """
+        plan = self.processor.plan
+        if not plan.spec.connector.elastic:
+            return wanted
+        found = self.spec.pressure.budget(
+            self.waiting,
+            wanted=wanted,
+            least=least,
+            budgets=plan.budgets,
+            usual=plan.per_view().length,
+        )
+        self.metrics.shrunk += found != wanted
+        return found
 
     def place(self, count: int) -> Place:
         """Room for so many requests. Raises ApiError 429 where there is none, 503 if broken."""
@@ -108,16 +143,23 @@ class Service:
         self.under_way += count
         return Place(self, count)
 
+    async def worked(self, make: Callable[[], T]) -> T:
+        """What slow work gives, done in another thread, a few side by side. Raises ApiError."""
+        try:
+            async with self.preparing:
+                return await asyncio.to_thread(make)
+        except RetinueError as error:
+            raise as_api(error) from error
+
     async def prepare(self, make: Callable[[], list[Request]], *, limited: bool) -> list[Request]:
         """Requests, made in another thread; `limited` says whether they name their length.
 
         Raises ApiError for what the model, its budgets or the engine's room cannot serve.
         """
+        requests = await self.worked(make)
+        if not limited:
+            requests = [self._shortened(request) for request in requests]
         try:
-            async with self.preparing:
-                requests = await asyncio.to_thread(make)
-            if not limited:
-                requests = [self._shortened(request) for request in requests]
             for request in requests:
                 self.engine.check_room(request)
         except RetinueError as error:
@@ -138,9 +180,11 @@ class Service:
         return replace(request, params=params)
 
     async def follow(
-        self, requests: Sequence[Request], place: Place, http: Http
+        self, requests: Sequence[Request], place: Place, http: Http, *, beams: Beams | None = None
     ) -> AsyncGenerator[tuple[int, Event]]:
         """Events of some requests, each with the request's number, until all have ended.
+
+        beams: the requests are choices of one prompt, searched for by `generate`.
 
         Left early, by whatever cause, the requests that have not ended are cancelled. Raises
         ApiError (503 after the time limit), GoneError where the client has left.
@@ -165,8 +209,11 @@ class Service:
         watching = asyncio.create_task(watch())
         alive = set(numbers)
         try:
-            for request in requests:
-                self.background.submit(request, sink)
+            if beams is not None:
+                self.background.submit_beams(requests, beams, sink)
+            else:
+                for request in requests:
+                    self.background.submit(request, sink)
             while alive:
                 left = place.started + self.spec.timeout_s - time.monotonic()
                 try:

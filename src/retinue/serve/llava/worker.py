@@ -19,7 +19,7 @@ from retinue.decode.sampling import SamplingParams
 from retinue.hub.elastic import make_elastic
 from retinue.model.retinue import Retinue
 from retinue.processor import Processor
-from retinue.serve.app import Pieces
+from retinue.serve.answers import Pieces
 from retinue.serve.failures import ApiError
 from retinue.serve.llava import BUSY, FAILED, TOO_LONG
 from retinue.serve.llava.controller import message
