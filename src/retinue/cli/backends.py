@@ -54,6 +54,7 @@ def from_model(
         ask = partial(
             write,
             job.questions,
+            norm=job.task.rank and job.task.rank.norm,
             params=SamplingParams.parse(own, where=job.name),
             settings={
                 **settings,

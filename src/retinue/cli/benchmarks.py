@@ -242,7 +242,8 @@ def after(job: Job, document: dict[str, Any], *, page: bool) -> None:
     if job.task.submission is not None:
         texts = {row["id"]: row["text"] for row in rows}
         place = job.target.with_name(f"{job.target.stem}.{job.task.submission.file}")
-        body = job.task.submission_of(job.questions, texts, job.folder)
+        rankings = {row["id"]: row["ranking"] for row in rows if "ranking" in row}
+        body = job.task.submission_of(job.questions, texts, job.folder, rankings=rankings)
         with writing(place):
             place.write_bytes(body)
         note(f"to hand in: {place}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from retinue.cli import answering as opt
 from retinue.cli import budgets
@@ -38,22 +38,35 @@ def write_result(
     with_baseline: bool = False,
     settings: dict[str, Any] | None = None,
     budget: Budget = None,
+    norm: Literal["mean", "sum"] | None = None,
     clock: budgets.Clock | None = None,
     settled: dict[str, Any] | None = None,
     finish: Finish | None = None,
 ) -> dict[str, Any]:
     """Evaluate and write `target`, run.json and the rows beside it; returns the document.
 
-    budget: as in decode; rows then say how many visual tokens were used. clock: measures the
-    answers. settled: a document that is returned as it is if it was made with these settings.
+    budget: as in decode; rows then say how many visual tokens were used. norm: answers are not
+    written but chosen by likelihood (decode.score). clock: measures the answers. settled: a
+    document that is returned as it is if it was made with these settings.
     finish(document, rows): the document that is written.
 
     The rows of a run that was interrupted are kept and not asked again. Raises DataError for a row
     that cannot be used unless `skip`, and where every row was skipped; ConfigError if the rows
     there were made with other settings.
     """
+    from retinue.core.errors import ConfigError
+    from retinue.decode.auto import AutoBudget
     from retinue.decode.offline import generate
+    from retinue.decode.score import Ranked, rank
     from retinue.eval.results import mean
+
+    if norm is not None and isinstance(budget, AutoBudget):
+        raise ConfigError(
+            "auto chooses visual tokens by how sure a written answer is",
+            where="--visual-tokens",
+            rule="this task ranks given answers",
+            fix="name numbers",
+        )
 
     settings = {
         **(settings or {}),
@@ -62,22 +75,38 @@ def write_result(
         "visual_tokens": budgets.setting(budget),
     }
 
-    def predict(samples: Iterable[Sample], refused: Refused) -> Iterator[Completion]:
+    def predict(samples: Iterable[Sample], refused: Refused) -> Iterator[Completion | Ranked]:
+        told = refused if skip else None
+        if norm is not None:
+            assert not isinstance(budget, AutoBudget)
+            ranked = rank(
+                model,
+                processor,
+                samples,
+                norm=norm,
+                batch_size=batch_size,
+                skipped=told,
+                budget=budget,
+            )
+            return ranked if clock is None else clock.watch(ranked)
         answers = generate(
             model,
             processor,
             samples,
             params=params,
             batch_size=batch_size,
-            skipped=refused if skip else None,
+            skipped=told,
             budget=budget,
             logprobs=budget is not None,
         )
         return answers if clock is None else clock.watch(answers)
 
     def more(answer: Any) -> dict[str, Any]:
-        logprobs = [round(value, 4) for value in answer.logprobs]
-        return {**budgets.row_fields(answer), "logprobs": logprobs}
+        found: dict[str, Any] = {"ranking": answer.ranking()} if isinstance(answer, Ranked) else {}
+        if budget is not None:
+            logprobs = [round(value, 4) for value in answer.logprobs]
+            found |= {**budgets.row_fields(answer), "logprobs": logprobs}
+        return found
 
     def counted(document: dict[str, Any], made: Rows) -> dict[str, Any]:
         if budget is not None:
@@ -95,7 +124,7 @@ def write_result(
         restart=restart,
         with_baseline=with_baseline,
         settled=settled,
-        more=None if budget is None else more,
+        more=more,
         finish=counted,
     )
 

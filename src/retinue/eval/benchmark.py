@@ -13,8 +13,18 @@ from retinue.eval.results import mean, stderr
 from retinue.eval.task import Task
 
 Row = Mapping[str, Any]
+
+
+def each_score(rows: Sequence[Row]) -> list[float]:
+    """The score of every row."""
+    return [float(row["score"]) for row in rows]
+
+
 MEANS: dict[str, Callable[[Sequence[Row]], list[float]]] = {
-    "mean": lambda rows: [float(row["score"]) for row in rows],
+    "mean": each_score,
+    "mmmu": each_score,
+    "tasks": each_score,
+    "top5": each_score,
     "cider": cider_each,
 }
 """Measures that are the mean of something each row has; CIDEr's weights count as known."""

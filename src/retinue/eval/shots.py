@@ -1,12 +1,11 @@
 """Few-shot prompting: which examples stand before a question, and answers ranked by likelihood.
 
-Legend: N examples, D feature width, B rows, C names, T tokens of a name, V vocabulary.
+Legend: N examples, D feature width, B rows, C names.
 Reference: OpenFlamingo's evaluation (arXiv 2308.01390); RICES (arXiv 2109.05014).
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from random import Random
 from typing import Any
@@ -14,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retinue.types import Batch, Cache
+from retinue.decode.score import option_scores
+from retinue.types import Batch
 
 
 def random_shots(total: int, *, count: int, rng: Random) -> list[int]:
@@ -29,7 +29,6 @@ def nearest_shots(features_ND: Tensor, query_D: Tensor, *, count: int) -> list[i
     return near.flip(0).tolist()
 
 
-@torch.inference_mode()
 def name_scores(
     model: Any, prompts: Batch, names: Sequence[Sequence[int]], *, mean: bool = True
 ) -> Tensor:
@@ -37,31 +36,5 @@ def name_scores(
 
     prompts: left-padded rows; mean: over the ids of a name, else their sum.
     """
-    cache = model.new_cache()
-    last_BV = model.run(prompts, cache=cache, keep="last").logits.float()
-    scores = [_score(model, prompts, cache, last_BV, torch.tensor(list(name))) for name in names]
-    lengths_C = torch.tensor([len(name) for name in names], device=last_BV.device)
-    found_BC = torch.stack(scores, dim=1)
-    return found_BC / lengths_C if mean else found_BC
-
-
-def _score(model: Any, prompts: Batch, cache: Cache, last_BV: Tensor, name_T: Tensor) -> Tensor:
-    rows = len(last_BV)
-    name_BT = name_T.to(last_BV.device).expand(rows, -1)
-    logits_BTV = last_BV[:, None]
-    if len(name_T) > 1:
-        own = Cache(
-            lm=copy.deepcopy(cache.lm), segments_BS=cache.segments_BS, cross=dict(cache.cross)
-        )
-        first = prompts.positions.max(1, keepdim=True).values + 1
-        given = name_BT[:, :-1]
-        batch = Batch(
-            ids=prompts.ids,
-            tokens=given,
-            positions=first + torch.arange(given.shape[1], device=given.device),
-            segments=torch.ones_like(given),
-        )
-        logits_BTV = torch.cat([logits_BTV, model.run(batch, cache=own).logits.float()], 1)
-    logs_BTV = logits_BTV.log_softmax(-1)
-    found: Tensor = logs_BTV.gather(-1, name_BT[..., None])[..., 0].sum(1)
-    return found
+    found = option_scores(model, prompts, [names] * len(prompts.tokens), mean=mean)
+    return torch.tensor(found)

@@ -5,25 +5,27 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from retinue.core.errors import ConfigError
+from retinue.core.errors import ConfigError, DataError
 from retinue.core.paths import tasks
 from retinue.core.registry import nearest
 from retinue.core.spec import Spec
 from retinue.core.yamlio import load_yaml
+from retinue.decode.score import CHOICES
 from retinue.eval.judging import Judge
 from retinue.eval.measures import MEASURES
 from retinue.eval.questions import Question
-from retinue.eval.readers import READERS, Item
+from retinue.eval.readers import READERS, Item, Reader
 from retinue.eval.readers.base import Row, listed, load, records, value
 from retinue.eval.scorers import SCORERS
 from retinue.eval.submissions import SUBMISSIONS
 from retinue.types import Media, Message, Part, Sample, Text
 
 _FIELD = re.compile(r"\{(\w+)\}")
+_NAMED = re.compile(r"<image (\d+)>")
 
 
 class Reference(Spec):
@@ -51,13 +53,25 @@ class Submission(Spec):
     all_of: str | None = None
 
 
+class Rank(Spec):
+    """The answer is the likeliest of these names, or of the reader's; none is written.
+
+    norm: log-likelihoods are means over a name's tokens, or sums.
+    """
+
+    names: tuple[str, ...] = ()
+    norm: Literal["mean", "sum"] = "mean"
+
+
 class Task(Spec):
     """One benchmark. version: raised when prompt, decoding, scorer or measure change.
 
     prompt: text with `{field}` of the reader; a line that has a field and whose fields are all
     empty is left out. Pictures stand first, each followed by a line break. measure: rows ->
     figures, the first is the score. judge: how a model is asked that scores the answers, if one is
-    named. unit: what 1.0 of the score is in published tables (100: per cent).
+    named. unit: what 1.0 of the score is in published tables (100: per cent). rank: answers are
+    chosen by likelihood. train: the reader's keys that are different for the examples of few-shot
+    questions.
     """
 
     about: str
@@ -68,6 +82,8 @@ class Task(Spec):
     prompt: str
     system: str | None = None
     decoding: Decoding = Decoding()
+    rank: Rank | None = None
+    train: dict[str, Any] | None = None
     scorer: str
     measure: str = "mean"
     unit: float = 100.0
@@ -81,6 +97,21 @@ class Task(Spec):
         MEASURES.get(self.measure)
         if self.submission is not None:
             SUBMISSIONS.get(self.submission.kind)
+        if self.train is not None:
+            self.train_reader(where=where)
+
+    def train_reader(self, *, where: str) -> Reader:
+        """The reader of the examples. Raises ConfigError for a task that names none."""
+        if self.train is None:
+            raise ConfigError(
+                "the task names no examples",
+                where=where,
+                rule="`train` holds the reader's keys that differ for its training split",
+                fix="ask without examples, or add `train`",
+            )
+        own = self.reader.model_dump(exclude_unset=True) | self.train
+        found: Reader = READERS.spec_of({"kind": self.reader.kind, **own})
+        return found
 
     def place(self, root: Path, name: str) -> Path:
         """The folder of the benchmark's files: `root` itself if it has no folder of its own."""
@@ -88,12 +119,22 @@ class Task(Spec):
         return own if own.is_dir() else root
 
     def submission_of(
-        self, questions: Sequence[Question], texts: Mapping[str, str], folder: Path
+        self,
+        questions: Sequence[Question],
+        texts: Mapping[str, str],
+        folder: Path,
+        *,
+        rankings: Mapping[str, Mapping[str, float]] | None = None,
     ) -> bytes:
-        """The file to hand in; texts: question id -> answer."""
+        """The file to hand in; texts: question id -> answer; rankings: id -> name -> score."""
         assert self.submission is not None
         rows: list[dict[str, Any]] = [
-            {"id": one.sample.id, "text": texts.get(one.sample.id), "fields": one.row}
+            {
+                "id": one.sample.id,
+                "text": texts.get(one.sample.id),
+                "fields": one.row,
+                "ranking": (rankings or {}).get(one.sample.id),
+            }
             for one in questions
         ]
         if self.submission.all_of is not None:
@@ -109,6 +150,7 @@ class Task(Spec):
             "prompt": self.prompt,
             "system": self.system,
             "decoding": self.decoding.model_dump(mode="json"),
+            **({"rank": self.rank.model_dump(mode="json")} if self.rank else {}),
             "scorer": self.scorer,
             "measure": self.measure,
             "judge": self.judge and self.judge.model_dump(mode="json"),
@@ -166,23 +208,56 @@ def questions_of(
 def question_of(name: str, task: Task, item: Item) -> Question:
     """An item as the model is asked it."""
     asked = fill(task.prompt, item.fields, where=name)
-    parts: list[Part] = []
-    for source in item.media:
-        parts += [Media(kind=item.kind, source=source), Text(text="\n")]
-    said: tuple[Message, ...] = (Message(role="user", parts=(*parts, Text(text=asked))),)
+    media = [Media(kind=item.kind, source=source) for source in item.media]
+    parts: list[Part] = named(asked, media, where=item.where) if item.named else []
+    if not item.named:
+        parts = [part for one in media for part in (one, Text(text="\n"))]
+        parts.append(Text(text=asked))
+    said: tuple[Message, ...] = (Message(role="user", parts=tuple(parts)),)
     if task.system is not None:
         system = fill(task.system, item.fields, where=name)
         said = (Message(role="system", parts=(Text(text=system),)), *said)
+    meta = {}
+    if task.rank is not None:
+        meta = {CHOICES: task.rank.names or item.choices}
+        if not meta[CHOICES]:
+            raise ConfigError("no answers to rank", where=name, fix="give `rank` its names")
     return Question(
-        sample=Sample(id=item.id, messages=said),
+        sample=Sample(id=item.id, messages=said, meta=meta),
         references=item.references,
         task=name,
-        scorer=task.scorer,
+        scorer=item.scorer or task.scorer,
         where=item.where,
         facts=dict(item.facts),
         aliases=item.aliases,
         row=item.row,
     )
+
+
+def named(asked: str, media: Sequence[Media], *, where: str) -> list[Part]:
+    """The text with each picture where it says `<image 1>`; a picture named again is words."""
+    parts: list[Part] = []
+    shown: set[int] = set()
+    words = ""
+    for number, piece in enumerate(_NAMED.split(asked)):
+        if number % 2 == 0:
+            words += piece
+            continue
+        place = int(piece)
+        if not 1 <= place <= len(media):
+            raise DataError(
+                f"the question names <image {place}>",
+                where=where,
+                rule=f"it has {len(media)} pictures",
+            )
+        if place in shown:
+            words += f"<image {place}>"
+            continue
+        parts += [Text(text=words)] if words else []
+        parts.append(media[place - 1])
+        shown.add(place)
+        words = ""
+    return [*parts, Text(text=words)] if words or not parts else parts
 
 
 def fill(prompt: str, fields: Any, *, where: str) -> str:

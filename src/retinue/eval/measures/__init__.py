@@ -21,6 +21,10 @@ MEASURES: Registry[Measure] = Registry(
         "mme": "retinue.eval.measures.binary:mme",
         "circular": "retinue.eval.measures.plain:circular",
         "against": "retinue.eval.measures.judged:against",
+        "mmmu": "retinue.eval.measures.plain:domains",
+        "tasks": "retinue.eval.measures.plain:tasks",
+        "auc": "retinue.eval.measures.ranked:auc",
+        "top5": "retinue.eval.measures.ranked:top5",
         "cider": "retinue.eval.measures.captions:cider",
     },
 )

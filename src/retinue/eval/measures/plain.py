@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from retinue.eval.scorers.base import mean
+from retinue.world.baseline import majority_baseline
 
 Row = Mapping[str, Any]
 
@@ -30,6 +31,40 @@ def circular(rows: Sequence[Row]) -> dict[str, float]:
     return {
         "circular": mean([min(scores) for scores in turns.values()]),
         "vanilla": mean([float(row["score"]) for row in rows]),
+    }
+
+
+def domains(rows: Sequence[Row]) -> dict[str, float]:
+    """The mean over all questions, then over those of each domain.
+
+    Source: MMMU's evaluation (https://github.com/MMMU-Benchmark/MMMU).
+    """
+    groups: dict[str, list[float]] = {}
+    for row in rows:
+        groups.setdefault(str(fact(row, "domain", "other")), []).append(float(row["score"]))
+    return {
+        "accuracy": mean([float(row["score"]) for row in rows]),
+        **{name: mean(own) for name, own in sorted(groups.items())},
+    }
+
+
+def tasks(rows: Sequence[Row]) -> dict[str, float]:
+    """The mean over all questions, what the best constant answer to each task scores, each task."""
+    groups: dict[str, list[float]] = {}
+    for row in rows:
+        groups.setdefault(str(fact(row, "task", row["task"])), []).append(float(row["score"]))
+    constant = majority_baseline(
+        {
+            "task": fact(row, "task", row["task"]),
+            "answer": row["references"][0],
+            "scorer": row["scorer"],
+        }
+        for row in rows
+    )
+    return {
+        "accuracy": mean([float(row["score"]) for row in rows]),
+        "baseline": constant["all"],
+        **{name: mean(own) for name, own in sorted(groups.items())},
     }
 
 

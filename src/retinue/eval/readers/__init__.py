@@ -22,5 +22,8 @@ READERS: Registry[type[Reader]] = Registry(
         "refer": "retinue.eval.readers.refer:Refer",
         "llava-bench": "retinue.eval.readers.wild:Wild",
         "gaokao": "retinue.eval.readers.gaokao:Gaokao",
+        "mmmu": "retinue.eval.readers.mmmu:Mmmu",
+        "imagenet": "retinue.eval.readers.imagenet:ImageNet",
+        "chat": "retinue.eval.readers.world:ChatRows",
     },
 )

@@ -25,7 +25,9 @@ class Item:
 
     fields: what the prompt may name. references: empty where the answers are not public. facts:
     what figures are broken down by. aliases: other ids under which predictions may stand. row: the
-    published fields that a submission repeats.
+    published fields that a submission repeats. choices: the answers that a task which ranks them
+    ranks. named: pictures stand where the question says `<image 1>`, else before it. scorer: where
+    rows of one benchmark are scored in different ways.
     """
 
     id: str
@@ -37,6 +39,9 @@ class Item:
     facts: Mapping[str, Any] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()
     row: Mapping[str, Any] = field(default_factory=dict)
+    choices: tuple[str, ...] = ()
+    named: bool = False
+    scorer: str | None = None
 
 
 class Reader(Spec):

@@ -37,6 +37,7 @@ SCORERS: Registry[Scorer] = Registry(
         "relaxed": "retinue.eval.scorers.short:relaxed",
         "igvlm": "retinue.eval.scorers.choice:igvlm",
         "anls": "retinue.eval.scorers.short:anls",
+        "mmmu": "retinue.eval.scorers.mmmu:mmmu",
         "relations": "retinue.eval.scorers.relations:relations",
     },
 )

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from retinue.eval.measures.ranked import certainty
 from retinue.eval.scorers.short import gqa_answer
 from retinue.eval.scorers.vqa import evalai_answer
 
@@ -50,6 +51,31 @@ def mmvet(rows: Sequence[Row]) -> bytes:
         name = str(row["id"])
         found[name if name.startswith("v1_") else f"v1_{name}"] = row["text"] or ""
     return (json.dumps(found, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def mmmu(rows: Sequence[Row]) -> bytes:
+    """MMMU's server: {id: answer}."""
+    found = {str(row["id"]): row["text"] or "" for row in rows}
+    return (json.dumps(found, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def docvqa(rows: Sequence[Row]) -> bytes:
+    """The server of DocVQA and InfographicVQA: [{questionId, answer}]."""
+    return _json([{"questionId": _number(str(r["id"])), "answer": r["text"] or ""} for r in rows])
+
+
+def captions(rows: Sequence[Row]) -> bytes:
+    """COCO's caption evaluation: [{image_id, caption}]."""
+    return _json([{"image_id": _number(str(r["id"])), "caption": r["text"] or ""} for r in rows])
+
+
+def hateful_memes(rows: Sequence[Row]) -> bytes:
+    """Hateful Memes' server: a CSV with the probability of yes, and 1 where it is 0.5 or more."""
+    lines = ["id,proba,label"]
+    for row in rows:
+        proba = certainty({**row, "text": row["text"] or ""}, "yes")
+        lines.append(f"{row['id']},{proba:.6f},{int(proba >= 0.5)}")
+    return "\n".join([*lines, ""]).encode()
 
 
 def _json(data: Any) -> bytes:
