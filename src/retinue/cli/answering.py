@@ -49,6 +49,12 @@ RepetitionPenalty = Annotated[float, typer.Option(help="Above 1: what was said i
 NoRepeatNgram = Annotated[
     int, typer.Option("--no-repeat-ngram", min=0, help="No run of this many tokens twice; 0: off.")
 ]
+Beams = Annotated[
+    int, typer.Option(min=1, help="Answers searched side by side; the best is kept. 1: none.")
+]
+LengthPenalty = Annotated[
+    float, typer.Option(help="Of beams: scores are divided by length to this power; 0: sums.")
+]
 Stop = Annotated[list[str] | None, typer.Option(help="Text that ends an answer; may repeat.")]
 Seed = Annotated[int, typer.Option(help="Same seed, same draws.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Rows decoded side by side.")]

@@ -13,19 +13,15 @@ import torch
 from torch import Tensor
 
 from retinue.core.errors import ConfigError, RequestError
+from retinue.decode.rendered import rendered_ids, tidy
 from retinue.hub.flamingo import TOWER, open_flamingo
 from retinue.hub.load import make_processor
 from retinue.hub.stream import fill, skeleton
 from retinue.model.retinue import Retinue
-from retinue.ops.pixels import normalize
 from retinue.processor import Processor
-from retinue.types import Media
 
 TOWERS = {"ViT-L-14": TOWER, "ViT-L-14-336": f"{TOWER}-336"}
 """open_clip's names of OpenAI's towers."""
-
-TIDY = (" .", " ?", " !", " ,", " n't", " 'm", " 's", " 've", " 're")
-"""What the tokenizers of that time closed up when they decoded; also blanks around a quote."""
 
 
 class Inferencer:
@@ -125,22 +121,9 @@ class Inferencer:
             texts.append(tidy(self.processor.tokenizer.decode(ids.tolist(), skip_special=True)))
         return [text.split(response_split)[-1].strip() for text in texts], texts
 
-    @torch.inference_mode()
     def answer_ids(self, prompt: str, images: Sequence[Any], **options: Any) -> Tensor:
         """(T,) ids of one prompt and its answer."""
-        tokenizer, device = self.processor.tokenizer, self.model.device
-        ids = torch.tensor([tokenizer.call(prompt)], device=device)
-        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        if images:
-            stream = self.processor.spec.streams["rgb"]
-            items = [self.processor.item(Media(source=one), where=str(one)) for one in images]
-            pixels = torch.cat([item.pixels["rgb"] for item in items]).to(device)
-            inputs["pixel_values"] = normalize(
-                pixels, mean=stream.mean, std=stream.std, dtype=torch.float32
-            )
-        eos = tokenizer.eos_id
-        out: Tensor = self.model.generate(**inputs, eos_token_id=eos, pad_token_id=eos, **options)
-        return out[0]
+        return rendered_ids(self.model, self.processor, prompt, images, **options)
 
 
 def tower(path: str, pretrained: str) -> str | Path:
@@ -156,12 +139,3 @@ def tower(path: str, pretrained: str) -> str | Path:
         rule=f"openai has {', '.join(TOWERS)}; else weights are a file with its .json beside",
         fix="give the file of open_clip's weights",
     )
-
-
-def tidy(text: str) -> str:
-    """Decoded text as those tokenizers gave it, punctuation closed up."""
-    for piece in TIDY:
-        text = text.replace(piece, piece[1:])
-        if piece == " ,":
-            text = text.replace(" ' ", "'")
-    return text

@@ -9,6 +9,7 @@ from itertools import islice
 from retinue.core.errors import DataError, RequestError
 from retinue.core.seed import stream_seed
 from retinue.decode.auto import AutoBudget
+from retinue.decode.beams import check_beams, searched
 from retinue.decode.budget import Budget, visual_tokens, with_budget
 from retinue.decode.loop import Completion, Runner, complete
 from retinue.decode.prompt import device_of, end_ids, with_stops, within_room
@@ -55,10 +56,11 @@ def generate(
     errors are raised (DataError, MediaError, RequestError for a prompt that leaves no room).
     budget: visual tokens per view of pictures that name none; an AutoBudget asks again with more
     where an answer is not sure enough, after all others of the window. logprobs: keep those of the
-    answers' tokens.
+    answers' tokens, but for beams (`params.num_beams`).
     """
     params = with_stops(params or SamplingParams(), processor)
-    model = inference_twin(model)
+    check_beams(params, auto=isinstance(budget, AutoBudget))
+    model = inference_twin(model) if params.num_beams == 1 else model
     numbered = enumerate(samples)
     settled = 0
     if isinstance(budget, AutoBudget):
@@ -126,8 +128,28 @@ def answers(
             refuse(skipped, prompt.number, prompt.sample, error)
     if not whole:
         return found
+    if prompts[0].params.num_beams > 1:
+        kept = [prompts[place].params for place, _ in whole]
+        ready = searched(model, processor, [example for _, example in whole], kept)
+    else:
+        ready = decoded(model, processor, whole, prompts, logprobs)
+    for (place, example), completion in zip(whole, ready, strict=True):
+        seen = visual_tokens(example)
+        number = prompts[place].number
+        found[place] = replace(completion, number=number, visual_tokens=seen, spent=seen)
+    return found
+
+
+def decoded(
+    model: Runner,
+    processor: Processor,
+    whole: Sequence[tuple[int, Example]],
+    prompts: Sequence[Prompt],
+    logprobs: bool,
+) -> list[Completion]:
+    """Answers id by id; whole: (place among the prompts, example with its pixels)."""
     batch = processor.collate([example for _, example in whole], pad_side="left")
-    completions = complete(
+    return complete(
         model,
         batch.to(device_of(model)),
         params=[prompts[place].params for place, _ in whole],
@@ -135,11 +157,6 @@ def answers(
         eos_ids=end_ids(processor),
         logprobs=logprobs,
     )
-    for (place, example), completion in zip(whole, completions, strict=True):
-        seen = visual_tokens(example)
-        number = prompts[place].number
-        found[place] = replace(completion, number=number, visual_tokens=seen, spent=seen)
-    return found
 
 
 def climb(

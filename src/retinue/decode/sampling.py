@@ -21,6 +21,8 @@ class SamplingParams(Spec):
 
     seed: the stream of this request alone, so a batch answers as its members would by themselves.
     stop: strings that end the answer and are cut from it. ignore_eos: run to max_new_tokens.
+    num_beams: above 1 the answer is searched for by `decode.rendered.search`, whose beams' scores
+    are divided by length ** length_penalty.
     """
 
     max_new_tokens: int = Field(default=512, ge=1)
@@ -33,6 +35,8 @@ class SamplingParams(Spec):
     stop: tuple[str, ...] = ()
     seed: int = 0
     ignore_eos: bool = False
+    num_beams: int = Field(default=1, ge=1)
+    length_penalty: float = 1.0
 
     @property
     def plain(self) -> bool:

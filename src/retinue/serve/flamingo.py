@@ -114,7 +114,7 @@ class CleverFlamingo:
         try:
             body, content = parse(raw)
             images = [self.picture(name) for name in content.imgpaths]
-        except WrongBody as error:
+        except BodyError as error:
             return 422, {"detail": error.detail}
         except RequestError as error:
             return 422, {"detail": str(error)}
@@ -204,22 +204,27 @@ class CleverFlamingo:
 
 
 def parse(raw: bytes) -> tuple[Body, Content]:
-    """A request's body. Raises WrongBody, RequestError."""
+    """A request's body. Raises BodyError, RequestError."""
     try:
-        data = json.loads(raw)
+        data = json.loads(raw, parse_constant=no_number)
     except (ValueError, RecursionError) as error:
         raise RequestError("the body is no JSON", rule=str(error)[:80]) from None
     try:
         body = Body.model_validate(data)
     except ValidationError as error:
-        raise WrongBody(error, "body") from None
+        raise BodyError(error, "body") from None
     try:
         return body, Content.model_validate(body.content_lst)
     except ValidationError as error:
-        raise WrongBody(error, "body", "content_lst") from None
+        raise BodyError(error, "body", "content_lst") from None
 
 
-class WrongBody(Exception):
+def no_number(name: str) -> float:
+    """JSON has neither NaN nor infinities, and replies that quote them could not be written."""
+    raise ValueError(f"{name} is no number of JSON")
+
+
+class BodyError(Exception):
     """detail: what is wrong with a body, and where, as FastAPI says it."""
 
     def __init__(self, error: ValidationError, *place: str) -> None:
@@ -238,7 +243,7 @@ def log_entry(body: Body, answers: list[str], *, started: float, elapsed: float)
         "request": f"content_lst={body.content_lst!r} typ={body.typ!r}",
         "response": str(answers),
     }
-    return json.dumps(facts, indent=4, ensure_ascii=False) + "\n"
+    return json.dumps(facts, indent=4) + "\n"
 
 
 def add_flamingo(app: FastAPI, route: CleverFlamingo) -> None:
