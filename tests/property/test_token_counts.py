@@ -25,6 +25,7 @@ CONNECTORS: dict[str, Any] = {
     "pool": {"kind": "linear", "of": {"kind": "pool", "stride": 2, "of": TAKE_A}},
     "channel": {"kind": "mlp", "of": {"kind": "channel", "parts": [TAKE_A, TAKE_B]}},
     "identity": {"kind": "identity", "of": {"kind": "linear", "of": TAKE_A}},
+    "abstractor": {"kind": "abstractor", "tokens": 4, "hidden": 8, "depth": 1, "of": TAKE_A},
 }
 ELASTIC: dict[str, Any] = {
     "after": {"kind": "elastic", "scales": [1, 4, 16], "of": {"kind": "mlp", "of": TAKE_A}},

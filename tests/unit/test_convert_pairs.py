@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 import tiny_cogvlm
 import tiny_hf
 from retinue.cli.main import run
-from retinue.core.errors import ConfigError, RetinueError
+from retinue.core.errors import CheckpointError, ConfigError, RetinueError
 from retinue.hub.convert import convert
 from retinue.hub.targets import TARGETS
 from retinue.hub.targets.pairs import LLAVA, PAIRS
@@ -140,3 +140,15 @@ def test_an_unknown_target_is_named_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unknown target 'llavva'; did you mean 'llava'"):
         convert(tmp_path, tmp_path / "out", to="llavva")
     assert run(["convert", str(tmp_path), str(tmp_path / "out"), "--to", "llavva"]) == 2
+
+
+@pytest.mark.parametrize("target", ["llava", "hf", "mm_simple", "hf-pair"])
+def test_an_encoder_at_another_resolution_stays_ours(target: str, tmp_path: Path) -> None:
+    """Its interpolated positions are no part of other formats, whose answers would differ."""
+    convert(hf(tmp_path)[0], tmp_path / "ours", to="retinue")
+    file = tmp_path / "ours" / "config.json"
+    config = json.loads(file.read_text("utf-8"))
+    config["spec"]["encoders"]["clip"]["size"] = 2 * tiny_hf.SIDE
+    file.write_text(json.dumps(config), "utf-8")
+    with pytest.raises(CheckpointError, match="made for 28 pixels, which sees 56"):
+        convert(tmp_path / "ours", tmp_path / "out", to=target)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from retinue.convert.keymap import Coverage
 from retinue.convert.weights import read_json
+from retinue.core.errors import CheckpointError
 from retinue.core.files import versions, write_json
 from retinue.hub.load import TemplateChoice, load_with_report, make_processor
 from retinue.hub.resolve import resolve
@@ -108,16 +109,20 @@ class Streamed(Target):
     """A target that takes one tensor after the other, and never holds the model.
 
     own_tower: takes the encoder that a LLaVA carries also where the original would load another;
-    wordless: may be written without a tokenizer.
+    wordless: may be written without a tokenizer; resized: can say that an encoder sees views of
+    another size than its config's.
     """
 
     own_tower: ClassVar[bool] = False
+    resized: ClassVar[bool] = False
     wordless: ClassVar[bool] = False
 
     def convert(self, asked: Asked) -> ConvertReport:
         opened = open_folder(
             asked.src, base=asked.base, encoders=asked.encoders, own_tower=self.own_tower
         )
+        if not self.resized:
+            refuse_resized(opened, target=self.name)
         if asked.tokenizer is not None:
             opened.tokenizer = resolve(asked.tokenizer, weights=False)
         bare = self.wordless and not has_tokenizer(opened.tokenizer)
@@ -138,6 +143,19 @@ class Streamed(Target):
     @abstractmethod
     def write(self, job: Job) -> tuple[list[str], list[str]]:
         """Write the folder; (names of its tensors, notes). Raises CheckpointError, EnvError."""
+
+
+def refuse_resized(opened: Opened, *, target: str) -> None:
+    """Raise CheckpointError for an encoder whose position table is interpolated."""
+    for name, encoder in opened.config.spec.get("encoders", {}).items():
+        size, own = encoder.get("size"), getattr(opened.config.encoders[name], "image_size", None)
+        if size and own and size != own:
+            raise CheckpointError(
+                f"encoder {name} made for {own} pixels, which sees {size}",
+                where=f"export to {target}",
+                rule="the format has a tower's own resolution only",
+                fix="keep it as retinue",
+            )
 
 
 def streamed(opened: Opened, *, asked: Asked, cover: Coverage) -> Tensors:

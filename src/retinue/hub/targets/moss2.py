@@ -19,6 +19,7 @@ class ToMoss2(Planned):
     """MOSS2's folder: the language model alone."""
 
     name = "moss2"
+    resized = True
     files: ClassVar[tuple[Files, ...]] = ("safetensors", "bin")
 
     def plan(self, job: Job) -> Plan:

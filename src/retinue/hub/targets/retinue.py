@@ -14,6 +14,7 @@ class ToRetinue(Planned):
     """Our own folder: config, safetensors, processor and tokenizer in one place."""
 
     name = "retinue"
+    resized = True
 
     def plan(self, job: Job) -> Plan:
         opened = job.opened

@@ -10,6 +10,7 @@ class ToSphinx(Streamed):
     """LLaMA2-Accessory's folder of SPHINX, in any number of shards."""
 
     name = "sphinx"
+    resized = True
 
     def write(self, job: Job) -> tuple[list[str], list[str]]:
         asked = job.asked

@@ -18,6 +18,7 @@ CONNECTORS: Registry[type] = Registry(
         "regrid": "retinue.model.connectors.regrid:Regrid",
         "blind": "retinue.model.connectors.blind:Blind",
         "perceiver": "retinue.model.connectors.perceiver:Perceiver",
+        "abstractor": "retinue.model.connectors.abstractor:Abstractor",
         "elastic": "retinue.model.connectors.elastic:Elastic",
     },
 )

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 from transformers import CLIPVisionModel
 
+from retinue.core.errors import ConfigError
 from retinue.model.encoders.base import EncoderShape, EncoderSpec
 from retinue.model.encoders.vit import ViT, ViTSpec
 
@@ -16,10 +17,23 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class ClipSpec(ViTSpec):
+    """`size`: side of a view in pixels, if not the config's; the position table is interpolated."""
+
     kind: Literal["clip"] = "clip"
+    size: int | None = None
 
     def shape(self, config: Any) -> EncoderShape:
-        return self.square(config, prefix=1, mean=MEAN, std=STD)
+        shape = self.square(config, prefix=1, mean=MEAN, std=STD)
+        if self.size is None:
+            return shape
+        side, rest = divmod(self.size, int(config.patch_size))
+        if rest:
+            raise ConfigError(
+                f"views of {self.size} pixels",
+                where="model.encoders",
+                rule=f"a multiple of the patch, {config.patch_size}",
+            )
+        return shape.model_copy(update={"grid": (side, side), "size": (self.size, self.size)})
 
 
 class Clip(ViT):
@@ -35,7 +49,9 @@ class Clip(ViT):
         self.net = CLIPVisionModel(config)
 
     def embed(self, pixels_NCHW: Tensor) -> Tensor:
-        x_NLD: Tensor = self.net.pre_layrnorm(self.net.embeddings(pixels_NCHW))
+        own = self.net.embeddings
+        other = self.shape.size != (own.image_size, own.image_size)
+        x_NLD: Tensor = self.net.pre_layrnorm(own(pixels_NCHW, interpolate_pos_encoding=other))
         return x_NLD
 
     @property
