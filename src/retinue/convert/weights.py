@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,22 @@ class Weights:
         else:
             tensor = self._pickle(file)[name]
         return tensor
+
+    def read_part(self, name: str, *, dim: int, ranges: Sequence[tuple[int, int]]) -> Tensor:
+        """Of one tensor [start, stop) of a dimension, for each range, on end.
+
+        From a safetensors file nothing else is read; torch's files are mapped, so that only the
+        pages of these parts are touched.
+        """
+        file = self.names[name]
+        if type(self).read is Weights.read and file.suffix == ".safetensors":
+            held = self._safe(file).get_slice(name)
+            before = (slice(None),) * dim
+            parts = [held[(*before, slice(start, stop))] for start, stop in ranges]
+        else:
+            tensor = self.read(name)
+            parts = [tensor.narrow(dim, start, stop - start) for start, stop in ranges]
+        return torch.cat(parts, dim) if len(parts) > 1 else parts[0].clone()
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one tensor without reading it."""

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import GenerationConfig
@@ -26,6 +26,9 @@ from retinue.text.template import Template
 from retinue.text.templates.hf import HfTemplate
 from retinue.text.tokenizer import Tokenizer
 from retinue.types import Message, Text
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 TemplateChoice = str | dict[str, Any] | Template | None
 
@@ -54,6 +57,7 @@ def load(
     quant_encoders: bool = False,
     quant_head: bool = False,
     rope: str | None = None,
+    mesh: DeviceMesh | None = None,
 ) -> tuple[Retinue, Processor]:
     """A model in eval mode and its processor, from a folder or hub id in any known format.
 
@@ -64,6 +68,8 @@ def load(
     language model's linear layers (`retinue ls quants`), quant_encoders and quant_head: for these
     too. Weights change format one by one as they are read; adapters stay on top, unmerged.
     rope: how a language model with dynamic NTK scaling measures length (`retinue ls ropes`).
+    mesh: one line of processes that share the language model's layers, each of which reads its part
+    alone; all of them call this together (`retinue.parallel.tensor`).
     Raises ConfigError for an unknown format; CheckpointError for folders that are no checkpoint,
     incomplete or truncated, or parts that do not fit each other; EnvError when the hub cannot be
     reached or the package of a format is missing.
@@ -81,6 +87,7 @@ def load(
         quant_encoders=quant_encoders,
         quant_head=quant_head,
         rope=rope,
+        mesh=mesh,
     )
     return found.model, found.processor
 
@@ -99,9 +106,17 @@ def load_with_report(
     quant_encoders: bool = False,
     quant_head: bool = False,
     rope: str | None = None,
+    mesh: DeviceMesh | None = None,
 ) -> Loaded:
     """As `load`, with the coverage of every key; also of what `open_sphinx` has opened."""
     quantizer = None
+    if quant is not None and mesh is not None:
+        raise ConfigError(
+            f"weights as {quant} in {mesh.size()} processes",
+            where="quant",
+            rule="weights of few bits are not divided",
+            fix="leave one of both out",
+        )
     if quant is not None:  # a wrong name or a missing package fails before anything is read
         quantizer = Quantizer.of(quant, encoders=quant_encoders, head=quant_head)
     if isinstance(path, Opened):
@@ -112,6 +127,11 @@ def load_with_report(
         opened.config.spec["rope"] = rope
     processor = make_processor(opened, template=template)
     model = skeleton(opened.config)
+    divider = None
+    if mesh is not None:
+        from retinue.parallel.tensor import Divider, parallelize
+
+        divider = Divider(model, mesh)
     coverage = fill(
         model,
         opened.sources,
@@ -119,6 +139,7 @@ def load_with_report(
         device=device,
         where=str(opened.folder),
         quantizer=quantizer,
+        divider=divider,
     )
     if coverage.unused:
         get_logger().warning(f"{opened.folder}: {coverage}")
@@ -128,6 +149,8 @@ def load_with_report(
     names = iter(["default", *(f"adapter{number}" for number in range(2, 100))])
     for folder in [*opened.adapters, *map(resolve, adapters)]:
         attach(model, folder, opened=opened, name=next(names), device=device)
+    if mesh is not None and hasattr(model, "peft_config"):
+        parallelize(model, mesh)  # the adapters, too
     model.config._name_or_path = str(opened.folder if isinstance(path, Opened) else path)
     return Loaded(model=model.eval(), processor=processor, opened=opened, coverage=coverage)
 

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,9 @@ from retinue.model.quant.swap import Quantizer
 from retinue.model.retinue import Retinue
 from retinue.model.spec import RetinueConfig
 from retinue.ops.malloc import returning_memory
+
+if TYPE_CHECKING:
+    from retinue.parallel.tensor import Divider
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,14 +91,26 @@ class Place:
             tensor = self.op.apply(tensor)
         if self.name in self.source.changes:
             tensor = self.source.changes[self.name](tensor)
-        if tensor.shape != shape:
+        self._check(tuple(tensor.shape), shape)
+        return tensor
+
+    def read_part(self, shape: torch.Size, *, divider: Divider) -> Tensor:
+        """This process's part of a tensor that is divided; the rest is not read where possible."""
+        dim, ranges = divider.ranges(self.name)
+        if self.op is None and self.name not in self.source.changes:
+            weights = self.source.weights
+            self._check(weights.shape(self.key), shape)
+            return weights.read_part(self.key, dim=dim, ranges=ranges)
+        tensor = self.read(shape)
+        return torch.cat([tensor.narrow(dim, start, stop - start) for start, stop in ranges], dim)
+
+    def _check(self, found: tuple[int, ...], shape: torch.Size) -> None:
+        if found != tuple(shape):
             raise CheckpointError(
-                f"{self.key} has the shape {tuple(tensor.shape)}, "
-                f"{self.name} of the model is {tuple(shape)}",
+                f"{self.key} has the shape {found}, {self.name} of the model is {tuple(shape)}",
                 where=str(self.source.weights.names[self.key]),
                 rule="weights must have the sizes that the config states",
             )
-        return tensor
 
 
 def places(
@@ -121,14 +137,23 @@ def places(
 
 
 def stream(
-    sources: list[Source], wanted: Mapping[str, Tensor], tied: Mapping[str, str], cover: Coverage
+    sources: list[Source],
+    wanted: Mapping[str, Tensor],
+    tied: Mapping[str, str],
+    cover: Coverage,
+    divider: Divider | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """(our name, tensor as on disk) of everything wanted; `cover` is filled on the way.
 
-    Raises CheckpointError at the first tensor whose shape is not the model's.
+    divider: says of which tensors a part is wanted, and which. Raises CheckpointError at the first
+    tensor whose shape is not the model's.
     """
     for place in places(sources, wanted, tied, cover):
-        yield place.name, place.read(wanted[place.name].shape)
+        shape = wanted[place.name].shape
+        if divider is not None and divider.divides(place.name):
+            yield place.name, place.read_part(shape, divider=divider)
+        else:
+            yield place.name, place.read(shape)
 
 
 def require_complete(cover: Coverage, *, where: str) -> None:
@@ -162,11 +187,13 @@ def fill(
     device: str | torch.device,
     where: str,
     quantizer: Quantizer | None = None,
+    divider: Divider | None = None,
 ) -> Coverage:
     """Give a skeleton its weights. Nothing stays on meta, or CheckpointError names what would.
 
     dtype None: encoders keep the dtype they have on disk, all else takes the language model's.
-    quantizer: changes the format of each weight it is for as soon as that is read.
+    quantizer: changes the format of each weight it is for as soon as that is read; divider: of the
+    weights that several processes share, each reads its part.
     """
     cover = Coverage()
     wanted, tied = shapes_of(model), tied_names(model)
@@ -175,10 +202,12 @@ def fill(
     mark = Fingerprint()
     made = quantizer is not None or any(source.weights.made for source in sources)
     with returning_memory() if made else nullcontext():
-        for name, tensor in stream(sources, wanted, tied, cover):
+        for name, tensor in stream(sources, wanted, tied, cover, divider):
             tensor = cast(name, tensor, asked=dtype, common=common)
             mark.add(name, tensor)
-            if quantizer is not None and name in quantized:
+            if divider is not None and divider.divides(name):
+                divider.put(name, tensor.to(device))
+            elif quantizer is not None and name in quantized:
                 quantizer.put(model, name, tensor.to(device))
             else:
                 place(model, name, tensor.to(device))
@@ -187,6 +216,8 @@ def fill(
     for name, other in tied.items():
         parent, leaf = _parent(model, name)
         parent._parameters[leaf] = model.get_parameter(other)
+    if divider is not None:
+        divider.finish()
     model.to(device)
     return cover
 

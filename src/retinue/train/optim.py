@@ -175,6 +175,7 @@ def make_optimizer(
         }
         for group in groups
     ]
+    filled = [part for group in filled for part in _one_layout(group)]
     common: dict[str, Any] = {"lr": spec.lr, "betas": spec.betas, "eps": spec.eps}
     if spec.kind == "adamw8bit":
         bits = need("bitsandbytes", extra="quant", purpose="8-bit AdamW")
@@ -185,6 +186,20 @@ def make_optimizer(
     if spec.kind == "muon":
         return with_muon(filled, **common), groups
     return torch.optim.AdamW(filled, fused=True, **common), groups
+
+
+def _one_layout(group: dict[str, Any]) -> list[dict[str, Any]]:
+    """A group parted so that each part's tensors lie alike: fused steps take no mixture of plain
+    tensors and such that processes share."""
+    places: dict[Any, list[int]] = {}
+    for place, parameter in enumerate(group["params"]):
+        places.setdefault(getattr(parameter, "device_mesh", None), []).append(place)
+    if len(places) < 2:
+        return [group]
+    return [
+        {**group, **{key: [group[key][place] for place in some] for key in ("params", "names")}}
+        for some in places.values()
+    ]
 
 
 def set_rates(optimizer: Optimizer, factor: float) -> None:

@@ -116,6 +116,7 @@ class MptStack(nn.Module):
         self.blocks = nn.ModuleList(MptBlock(config, i) for i in range(config.n_layers))
         self.norm_f = norm(config.d_model, config.layer_norm_epsilon)
         self.heads, self.most = config.n_heads, own.alibi_bias_max
+        self.own_heads = slice(None)  # fewer where several processes share the heads
 
     def forward(
         self,
@@ -126,7 +127,8 @@ class MptStack(nn.Module):
         memory: Any = None,
         **unused: Any,
     ) -> BaseModelOutputWithPast:
-        slopes_H = alibi_slopes(self.heads, most=self.most).to(inputs_embeds.device)
+        slopes_H = alibi_slopes(self.heads, most=self.most)[self.own_heads]
+        slopes_H = slopes_H.to(inputs_embeds.device)
         plan = (plan or plan_causal()).with_alibi(slopes_H)
         extra = {} if memory is None else {"memory": memory}
         h_BTD = inputs_embeds
