@@ -37,8 +37,9 @@ from retinue.model.freeze import apply_rules
 from retinue.model.nest import make_elastic
 from retinue.model.retinue import Retinue
 from retinue.ops.malloc import tune_malloc
+from retinue.parallel.spec import ParallelSpec
 from retinue.train.prepare import prepare
-from retinue.train.spec import ComputeSpec, StageSpec
+from retinue.train.spec import StageSpec
 from retinue.train.trainer import Trainer
 from retinue.types import IGNORE, Batch, Example, Span
 
@@ -129,7 +130,7 @@ class Ours:
             }
         )
         table = apply_rules(model, stage.trainable, lr=1e-4)
-        prepare(model, compute=ComputeSpec())
+        prepare(model, compute=ParallelSpec())
         self.trainer = Trainer(
             model, stage=stage, table=table, data=Given([examples]), total=1, precision="bf16"
         )

@@ -18,8 +18,9 @@ from transformers import Trainer as HfTrainer
 from retinue.model.freeze import apply_rules
 from retinue.model.retinue import Retinue
 from retinue.ops.malloc import tune_malloc
+from retinue.parallel.spec import ParallelSpec
 from retinue.train.prepare import prepare
-from retinue.train.spec import ComputeSpec, StageSpec
+from retinue.train.spec import StageSpec
 from retinue.train.trainer import Trainer
 from retinue.types import Batch, Example
 
@@ -216,7 +217,7 @@ class FitSide:
             }
         )
         self.table = apply_rules(model, self.stage.trainable, lr=RATE)
-        prepare(model, compute=ComputeSpec(compile=compiled))
+        prepare(model, compute=ParallelSpec(compile=compiled))
 
     def trainer(self) -> Trainer:
         return Trainer(

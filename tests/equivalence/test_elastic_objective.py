@@ -16,10 +16,11 @@ from retinue.model.freeze import apply_rules
 from retinue.model.retinue import Retinue
 from retinue.model.spec import Plan, RetinueConfig
 from retinue.ops.spans import respan
+from retinue.parallel.spec import ParallelSpec
 from retinue.processor import Processor
 from retinue.train.objectives.elastic import Elastic, ElasticSpec
 from retinue.train.prepare import prepare
-from retinue.train.spec import ComputeSpec, StageSpec
+from retinue.train.spec import StageSpec
 from retinue.train.trainer import Trainer, Update
 from retinue.types import Batch, Message, Sample, Text
 from tiny import ask, picture, tiny_model
@@ -241,7 +242,7 @@ def trainer(model: Retinue, objective: dict[str, Any], *, seed: int = 0, **stage
         }
     )
     table = apply_rules(model, spec.trainable, lr=1e-3)
-    prepare(model, compute=ComputeSpec())
+    prepare(model, compute=ParallelSpec())
     return Trainer(model, stage=spec, table=table, data=None, total=9, seed=seed)  # type: ignore[arg-type]
 
 

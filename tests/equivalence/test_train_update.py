@@ -14,9 +14,10 @@ import torch
 from retinue.core.errors import RetinueError
 from retinue.model.freeze import apply_rules
 from retinue.model.retinue import Retinue
+from retinue.parallel.ranks import Ranks
+from retinue.parallel.spec import ParallelSpec
 from retinue.train.prepare import VISUAL, prepare
-from retinue.train.ranks import Ranks
-from retinue.train.spec import ComputeSpec, StageSpec
+from retinue.train.spec import StageSpec
 from retinue.train.trainer import Trainer, Update
 from tiny_train import TinyLoader, joined, tiny_batch, tiny_model
 
@@ -34,7 +35,7 @@ def stage(**changes: Any) -> StageSpec:
 
 def trainer(model: Retinue, spec: StageSpec, *, data: Any = None, **options: Any) -> Trainer:
     table = apply_rules(model, spec.trainable, lr=spec.optim.lr)
-    prepare(model, compute=ComputeSpec(**options.pop("compute", {})))
+    prepare(model, compute=ParallelSpec(**options.pop("compute", {})))
     loader = data or TinyLoader()
     return Trainer(model, stage=spec, table=table, data=loader, total=spec.steps or 0, **options)
 
@@ -135,7 +136,8 @@ class TwoRanks(Ranks):
         mine, other = self.exchange(list(values))
         return [a + b for a, b in zip(mine, other, strict=True)]
 
-    def add_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
+    def add_gradients(self, model: torch.nn.Module) -> None:
+        parameters = [p for p in model.parameters() if p.requires_grad]
         copies = [None if p.grad is None else p.grad.clone() for p in parameters]
         for parameter, *grads in zip(parameters, *self.exchange(copies), strict=True):
             known = [grad for grad in grads if grad is not None]

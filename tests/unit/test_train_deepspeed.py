@@ -55,7 +55,7 @@ def read(data: Any, tmp_path: Path) -> Any:
 
 def test_zero2(tmp_path: Path) -> None:
     mapped = read(ZERO2, tmp_path)
-    assert mapped.overrides == ['parallel.shard="state"']
+    assert mapped.overrides == ['parallel.shard="keep"']
     assert mapped.unmapped == [
         "zero_optimization.overlap_comm",
         "zero_optimization.sub_group_size",
@@ -65,7 +65,7 @@ def test_zero2(tmp_path: Path) -> None:
 def test_zero3_with_offload(tmp_path: Path) -> None:
     mapped = read(OFFLOAD, tmp_path)
     _, spec = compose_run(RECIPE, mapped.overrides)
-    assert (spec.parallel.shard, spec.parallel.offload) == ("full", True)
+    assert (spec.parallel.shard, spec.parallel.offload) == ("reshard", True)
     assert [stage.optim.clip for stage in spec.train.stages] == [1.0, 1.0]
     assert spec.train.precision == "bf16"
     assert mapped.unmapped == ["zero_optimization.stage3_max_live_parameters", "steps_per_print"]
@@ -92,14 +92,17 @@ def test_what_contradicts_is_refused(data: Any, said: str, tmp_path: Path) -> No
 
 
 def test_one_process_says_what_has_no_effect() -> None:
-    _, spec = compose_run(RECIPE, ["parallel.shard=full", "parallel.offload=true"])
-    for ranks, why in ((1, "one process"), (2, "replicas")):
-        lines = unused_sharding(spec.parallel, ranks=ranks)
-        assert [line.split()[0] for line in lines] == [
-            "parallel.shard=full",
-            "parallel.offload=true",
-        ]
-        assert all(why in line for line in lines)
+    _, spec = compose_run(RECIPE, ["parallel.shard=fsdp", "parallel.offload=true"])
+    lines = unused_sharding(spec.parallel, ranks=1)
+    assert [line.split()[0] for line in lines] == [
+        "parallel.shard=reshard",
+        "parallel.offload=true",
+    ]
+    assert all("one process" in line for line in lines)
+    assert unused_sharding(spec.parallel, ranks=2) == []
+    (line,) = unused_sharding(spec.parallel.model_copy(update={"shard": "none"}), ranks=2)
+    assert "parallel.offload=true" in line
+    assert "replicas" in line
     assert unused_sharding(compose_run(RECIPE)[1].parallel, ranks=1) == []
 
 

@@ -145,31 +145,35 @@ def train(
     from retinue.hub.build import build
     from retinue.ops.backend import default_threads, pick_device
     from retinue.ops.malloc import tune_malloc
-    from retinue.train.ranks import ranks_of_launch
+    from retinue.parallel.grid import ranks_of_launch
     from retinue.train.run import run_stages
 
     folder = Path(out or spec.report.dir or run_dir(name))
     folder.mkdir(parents=True, exist_ok=True)
     place, why = pick_device(device)
+    ranks = ranks_of_launch(spec.parallel, place)
+    # what is divided goes to its devices part by part
+    home = ranks.device if spec.parallel.shard == "none" or ranks.size == 1 else torch.device("cpu")
+    home = home or place
     torch.set_num_threads(default_threads())
     tune_malloc()
     note(f"device: {place} ({why})")
     try:
         assert prepared is None or spec.train.quant is None, "what is in memory has no base"
         if prepared is None:
-            report = build(spec.model, device=place, quant=spec.train.quant)
+            report = build(spec.model, device=home, quant=spec.train.quant)
             note(str(report))
             prepared = (report.model, report.processor)
         model, processor = prepared
         return run_stages(
             spec,
-            model=model.to(place),
+            model=model.to(home),
             processor=processor,
             open_data=opener(processor, folder=folder),
             folder=folder,
             save_model=saver(spec, model),
             evaluator=evaluator or sample_answers(spec.data, folder=folder),
-            ranks=ranks_of_launch(),
+            ranks=ranks,
         )
     except RetinueError as error:
         with suppress(RetinueError):  # a full disk is told as what it stopped

@@ -10,7 +10,7 @@ from typing import Any
 from retinue.data.dataset import Dataset
 from retinue.data.spec import DataSpec
 from retinue.model.freeze import TrainableTable
-from retinue.train.ranks import Ranks
+from retinue.parallel.ranks import Ranks
 from retinue.train.record import writing
 from retinue.train.sinks.base import Sink
 from retinue.train.spec import RunSpec

@@ -14,8 +14,8 @@ from typing import Any
 from retinue.core.errors import ConfigError
 from retinue.train.spec import RunSpec
 
-SHARD = {0: "none", 1: "state", 2: "state", 3: "full"}
-"""ZeRO's stage -> `parallel.shard`."""
+SHARD = {0: "none", 1: "keep", 2: "keep", 3: "reshard"}
+"""ZeRO's stage -> `parallel.shard`; stage 1 gets its gradients divided as well."""
 
 ALWAYS = {
     "zero_optimization.contiguous_gradients": "gradients are one flat buffer anyway",

@@ -37,6 +37,8 @@ def finish(
     if run.ranks.rank == 0:
         with whole_folder(place) as part:
             save_model(run.model, run.processor, part)
+        if run.ranks.device is not None:
+            run.model.to(run.ranks.device)
     evaluation = Evaluation()
     if evaluator is not None and run.ranks.rank == 0:
         evaluation = evaluator(run.model, run.processor)

@@ -10,7 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
+from torch.optim._muon import _adjust_lr, _zeropower_via_newtonschulz
+
+from retinue.parallel.tensor_split import like, whole
 
 MOMENTUM = 0.95
 NUMBERED = re.compile(r"\.\d+\.")
@@ -31,11 +35,45 @@ def with_muon(groups: Sequence[Mapping[str, Any]], **adamw: Any) -> Optimizer:
     parts: list[Optimizer] = [torch.optim.AdamW(rest, fused=True, **adamw)]
     filled = [group for group in hidden if group["params"]]
     if filled:
-        muon = torch.optim.Muon(
+        muon = GatheredMuon(
             filled, lr=adamw["lr"], momentum=MOMENTUM, adjust_lr_fn="match_rms_adamw"
         )
         parts.append(muon)
     return Together(parts)
+
+
+class GatheredMuon(torch.optim.Muon):
+    """Muon also for matrices that processes share: each step is made from the whole matrix.
+
+    The iteration runs on the gathered matrix in every process, one matrix at a time, so that the
+    step is the one that a single process makes; momentum stays divided.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        assert closure is None, "no closure"
+        for group in self.param_groups:
+            for matrix in group["params"]:
+                if matrix.grad is not None:
+                    self.move(matrix, group)
+
+    def move(self, matrix: torch.Tensor, group: Mapping[str, Any]) -> None:
+        """One matrix by its gradient."""
+        assert matrix.grad is not None
+        state = self.state[matrix]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(matrix.grad)
+        momentum, mean = group["momentum"], state["momentum_buffer"]
+        mean.lerp_(matrix.grad, 1 - momentum)
+        ahead = matrix.grad.lerp(mean, momentum) if group["nesterov"] else mean
+        turn = _zeropower_via_newtonschulz(
+            whole(ahead), group["ns_coefficients"], group["ns_steps"], group["eps"]
+        )
+        if isinstance(matrix, DTensor):
+            turn = like(turn.to(matrix.dtype), matrix)
+        matrix.mul_(1 - group["lr"] * group["weight_decay"])
+        size = _adjust_lr(group["lr"], group["adjust_lr_fn"], matrix.shape)
+        matrix.add_(turn, alpha=-size)
 
 
 def hidden_matrix(name: str, parameter: torch.Tensor) -> bool:

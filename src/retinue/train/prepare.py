@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from retinue.core.errors import ConfigError
-from retinue.train.spec import ComputeSpec
+from retinue.parallel.spec import ParallelSpec
 
 VISUAL = ("encoders.", "connector.", "layout.", "fusion.")
 """Where the parameters live that a batch without pictures must not touch."""
 
 
-def prepare(model: Any, *, compute: ComputeSpec) -> None:
+def prepare(model: Any, *, compute: ParallelSpec) -> None:
     """Trained weights to fp32, training mode (frozen encoders excepted), recomputation, compile.
 
     model: a Retinue whose parameters have been frozen and freed. Weights that do not train keep
@@ -35,10 +35,13 @@ def prepare(model: Any, *, compute: ComputeSpec) -> None:
             layer.compile(dynamic=True)
 
 
-def unused_sharding(compute: ComputeSpec, *, ranks: int) -> list[str]:
+def unused_sharding(compute: ParallelSpec, *, ranks: int) -> list[str]:
     """A line on each setting of `parallel` that has no effect on this launch."""
+    if ranks > 1 and compute.shard != "none":
+        return []
     asked = [f"shard={compute.shard}"] if compute.shard != "none" else []
     asked += ["offload=true"] if compute.offload else []
+    asked += ["gather=bf16"] if compute.gather != "model" else []
     why = "one process holds everything" if ranks == 1 else "replicas hold everything each"
     return [f"parallel.{setting} has no effect here: {why}" for setting in asked]
 

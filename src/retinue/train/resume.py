@@ -23,8 +23,16 @@ from retinue.train.state import (
 from retinue.train.trainer import Trainer
 
 
-def state_of(run: Run, number: int, trainer: Trainer) -> TrainState:
-    """What a checkpoint of this moment holds."""
+def save_checkpoint(run: Run, number: int, trainer: Trainer) -> None:
+    """Every process takes part, the first one writes; the file knows nothing of their number."""
+    moments = run.ranks.whole(run.model, optimizer_state(trainer.optimizer))
+    with run.ranks.plain(run.model):
+        if run.ranks.rank == 0:
+            run.checkpoints.save(state_of(run, number, trainer, moments=moments))
+
+
+def state_of(run: Run, number: int, trainer: Trainer, *, moments: dict[str, Any]) -> TrainState:
+    """What a checkpoint of this moment holds; the model and the moments are whole."""
     own = {plain(name): parameter for name, parameter in run.model.named_parameters()}
     return TrainState(
         step=run.step,
@@ -33,18 +41,22 @@ def state_of(run: Run, number: int, trainer: Trainer) -> TrainState:
         recipe=_identity(run.spec),
         data=dict(trainer.data.state()),
         weights={name: own[name].data for name in run.trained},
-        optimizer=optimizer_state(trainer.optimizer),
+        optimizer=moments,
         random=random_state(trainer.device),
     )
 
 
-def restore(run: Run, trainer: Trainer, state: TrainState) -> None:
-    """Put model, optimizer, data position, numbers and generators back to a state."""
+def restore_weights(run: Run, state: TrainState) -> None:
+    """Put the model back to a state, before it is divided."""
     load_weights(run.model, state.weights)
-    load_optimizer_state(trainer.optimizer, state.optimizer)
+    run.trained |= dict.fromkeys(state.weights)
+
+
+def restore(run: Run, trainer: Trainer, state: TrainState) -> None:
+    """Put optimizer, data position, numbers and generators back to a state."""
+    load_optimizer_state(trainer.optimizer, run.ranks.like(run.model, state.optimizer))
     trainer.step, run.step = state.stage_step, state.step
     trainer.data.load_state(state.data)
-    run.trained |= dict.fromkeys(state.weights)
     run.rows += [row for row in read_rows(run.folder / FILE) if row["step"] <= state.step]
     set_random_state(state.random, trainer.device)
     get_logger().info(f"resumed at update {state.step} (stage {trainer.stage.name})")

@@ -11,6 +11,7 @@ from retinue.core.seed import stream_seed
 from retinue.data.dataset import Dataset
 from retinue.model.adapters import adapter_names, merge_adapters
 from retinue.model.freeze import HEADER, TrainableTable, apply_rules, plain
+from retinue.parallel.ranks import Ranks
 from retinue.processor import ProcessorSpec
 from retinue.train.context import OpenData, Run, RunResult
 from retinue.train.evaluator import Evaluator, SaveModel
@@ -18,9 +19,8 @@ from retinue.train.finish import finish
 from retinue.train.meter import Meter
 from retinue.train.prepare import prepare, unused_sharding
 from retinue.train.random import seed_all
-from retinue.train.ranks import Ranks
 from retinue.train.record import write_recipe, write_tables, writing
-from retinue.train.resume import find_state, restore, state_of
+from retinue.train.resume import find_state, restore, restore_weights, save_checkpoint
 from retinue.train.sinks import SINKS
 from retinue.train.spec import RunSpec, StageSpec, accumulation
 from retinue.train.state import Checkpoints, TrainState
@@ -120,9 +120,12 @@ def _run_stage(run: Run, number: int, stage: StageSpec, state: TrainState | None
     dataset = run.open_data(data_spec)
     if not run.ranks.rank:
         run.ranks.wait()
+    if state is not None:
+        restore_weights(run, state)
+    run.ranks.divide(model)
     schedule = dataset.schedule(global_batch=stage.global_batch, micro_batch=stage.micro_batch)
     total = stage.steps or schedule.num_steps(stage.epochs or 1)
-    loader = dataset.loader(schedule, rank=run.ranks.rank, world=run.ranks.size)
+    loader = dataset.loader(schedule, rank=run.ranks.data_rank, world=run.ranks.data_size)
     trainer = Trainer(
         model,
         stage=stage,
@@ -136,6 +139,7 @@ def _run_stage(run: Run, number: int, stage: StageSpec, state: TrainState | None
     if state is not None:
         restore(run, trainer, state)
     _loop(run, number, trainer, dataset)
+    run.ranks.join(model)
     run.skipped += [f"{one.id}: {one.reason}" for one in loader.skipped]
     run.skipped += [
         f"{name}, {one.id}: {one.reason}" for name, many in dataset.skipped.items() for one in many
@@ -156,19 +160,21 @@ def _loop(run: Run, number: int, trainer: Trainer, dataset: Dataset) -> None:
     for update in trainer.fit():
         run.step += 1
         meter.add(update)
-        run.stop.signal = run.ranks.largest(run.stop.signal or 0) or None
+        run.stop.signal = run.ranks.largest([run.stop.signal or 0])[0] or None
         stopping = run.stop.signal is not None
         if due(spec.report.every) or stopping:
             run.say(meter.row())
         if dataset.validation is not None and due(spec.train.validate_every) and not stopping:
             batches = dataset.validation_loader(
-                micro_batch=stage.micro_batch, rank=run.ranks.rank, world=run.ranks.size
+                micro_batch=stage.micro_batch,
+                rank=run.ranks.data_rank,
+                world=run.ranks.data_size,
             )
             loss, count = trainer.evaluate(batches.epoch())
             row = {"kind": "validation", "stage": stage.name, "step": run.step, "loss": loss}
             run.say({**row, "supervised": count})
-        if (due(spec.checkpoint.every) or stopping) and run.ranks.rank == 0:
-            run.checkpoints.save(state_of(run, number, trainer))
+        if due(spec.checkpoint.every) or stopping:
+            save_checkpoint(run, number, trainer)
         if stopping:
             break
     run.counts.append({"stage": stage.name, "total": trainer.total, **meter.totals()})
@@ -178,14 +184,13 @@ def _announce(run: Run, stage: StageSpec, table: TrainableTable, *, packing: str
     """Print and store the trainable table; print the arithmetic of a step."""
     for note in unused_sharding(run.spec.parallel, ranks=run.ranks.size):
         once(note)
+    size = run.ranks.data_size
     line = f"stage {stage.name}: global_batch {stage.global_batch}"
     if packing == "none":
         times = accumulation(
-            global_batch=stage.global_batch, micro_batch=stage.micro_batch, ranks=run.ranks.size
+            global_batch=stage.global_batch, micro_batch=stage.micro_batch, ranks=size
         )
-        line += (
-            f" = micro_batch {stage.micro_batch} x ranks {run.ranks.size} x accumulation {times}"
-        )
+        line += f" = micro_batch {stage.micro_batch} x ranks {size} x accumulation {times}"
     else:
         line += f", packed ({packing})"
     get_logger().info(line)

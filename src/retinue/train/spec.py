@@ -13,6 +13,7 @@ from retinue.core.spec import Spec
 from retinue.data.spec import DataSpec
 from retinue.model.freeze import LoraRule, Rule
 from retinue.model.quant import canonical
+from retinue.parallel.spec import ParallelSpec
 from retinue.processor import ProcessorSpec
 from retinue.train.idle import IDLE
 from retinue.train.norm import LOSS_NORMS
@@ -52,6 +53,8 @@ class StageSpec(Spec):
 
     trainable: pattern -> rule, the last match wins. Either steps or epochs. global_batch: samples
     of an update over all ranks (packs, with packing "window"); micro_batch: samples of a forward.
+    loss_weights: type of a source -> its weight: the loss is then the weighted sum of each type's
+    own mean, as with OpenFlamingo's two loaders; loss_norm means nothing.
     idle_visual: what an update without any picture does to the visual weights, see `idle`.
     data: what differs from the run's `data`; processor: what differs from the model's processor
     (template, labels, views, …). The model is saved with the settings of its last stage.
@@ -69,6 +72,7 @@ class StageSpec(Spec):
         default_factory=lambda: {"kind": "sft"}, validate_default=True
     )
     loss_norm: Annotated[str, AfterValidator(_loss_norm)] = "tokens"
+    loss_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     idle_visual: Annotated[str, AfterValidator(_idle)] = "still"
     data: dict[str, Any] = Field(default_factory=dict)
     processor: dict[str, Any] = Field(default_factory=dict)
@@ -91,6 +95,8 @@ class StageSpec(Spec):
     def _one_length(self) -> StageSpec:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give either steps or epochs")
+        if self.loss_weights and self.objective.kind != "sft":
+            raise ValueError("loss_weights need the objective sft, whose loss is a sum over tokens")
         return self
 
 
@@ -125,20 +131,6 @@ class TrainSpec(Spec):
         return self
 
 
-class ComputeSpec(Spec):
-    """How a layer is run: activation full = recomputed in the backward; compile = per layer.
-
-    shard: what several processes are to divide among them, state = gradients and moments, full =
-    weights too; offload: keep what is divided in main memory. Both are declared for launches that
-    shard; one process and replicas hold everything, and training says so.
-    """
-
-    activation: Literal["none", "full"] = "none"
-    compile: bool = False
-    shard: Literal["none", "state", "full"] = "none"
-    offload: bool = False
-
-
 class CheckpointSpec(Spec):
     """every: updates between checkpoints, None = at the end of each stage; keep: newest so many.
 
@@ -167,7 +159,7 @@ class RunSpec(Spec):
     model: dict[str, Any]
     train: TrainSpec
     data: DataSpec
-    parallel: ComputeSpec = ComputeSpec()
+    parallel: ParallelSpec = ParallelSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
     report: ReportSpec = ReportSpec()
     seed: int = 0

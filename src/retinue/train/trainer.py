@@ -15,15 +15,16 @@ from torch import Tensor, nn
 
 from retinue.core.errors import RetinueError
 from retinue.model.freeze import TrainableTable
+from retinue.parallel.ranks import Ranks
 from retinue.train.idle import IDLE
 from retinue.train.norm import LOSS_NORMS
 from retinue.train.objectives import OBJECTIVES
 from retinue.train.objectives.base import Objective
 from retinue.train.optim import make_optimizer, set_rates
 from retinue.train.prepare import finite, visual_parameters
-from retinue.train.ranks import Ranks
 from retinue.train.schedule import factor
 from retinue.train.spec import StageSpec
+from retinue.train.weigh import weighed
 from retinue.types import Batch, Output
 
 
@@ -75,9 +76,10 @@ class Trainer:
         self.model, self.stage, self.table, self.data = model, stage, table, data
         self.total, self.precision, self.ranks = total, precision, ranks or Ranks()
         self.seed = seed
-        self.device: torch.device = next(model.parameters()).device
+        self.device: torch.device = self.ranks.device or next(model.parameters()).device
         self.objective: Objective = OBJECTIVES.get(stage.objective.kind)(stage.objective)
         self.objective.check(model)
+        self.ranks.check(self.objective)
         self.optimizer, self.groups = make_optimizer(model, table, spec=stage.optim)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.visual: Sequence[nn.Parameter] = visual_parameters(model)
@@ -105,17 +107,27 @@ class Trainer:
         divisors = LOSS_NORMS[self.stage.loss_norm](
             counts, total=total, micro_batches=int(micro_batches)
         )
+        if self.stage.loss_weights:
+            batches = weighed(batches, self.stage.loss_weights, ranks=self.ranks)
+            divisors = [1.0] * len(batches)
         self.objective.begin(self.step, seed=self.seed)
         self.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=self.device)
         metrics: dict[str, Tensor] = {}
         if total:
-            for batch, divisor in zip(batches, divisors, strict=True):
-                loss += self.backward(batch.to(self.device), divisor=divisor, metrics=metrics)
-            self.ranks.add_gradients(self.parameters)
+            seen = self.ranks.largest([int(batch.visual is not None) for batch in batches])
+            for batch, divisor, pictures in zip(batches, divisors, seen, strict=True):
+                loss += self.backward(
+                    batch.to(self.device),
+                    divisor=divisor,
+                    pictures=bool(pictures),
+                    metrics=metrics,
+                )
+            self.ranks.add_gradients(self.model)
+            self.ranks.release()
         if not views:
             IDLE[self.stage.idle_visual](self.visual)
-        norm = self.clip()
+        norm = self.ranks.clip(self.parameters, self.stage.optim.clip).to(self.device)
         lost, grad_norm, *values = finite([loss, norm, *metrics.values()])
         (lost,) = self.ranks.total([lost])
         self.check(lost, grad_norm, batches)
@@ -134,10 +146,12 @@ class Trainer:
             metrics={k: v / len(batches) for k, v in zip(metrics, values, strict=True)},
         )
 
-    def backward(self, batch: Batch, *, divisor: float, metrics: dict[str, Tensor]) -> Tensor:
+    def backward(
+        self, batch: Batch, *, divisor: float, pictures: bool, metrics: dict[str, Tensor]
+    ) -> Tensor:
         """Add a micro-batch's gradients; returns its share of the loss, detached."""
         total = torch.zeros((), device=self.device)
-        parts = self.objective.parts(self.model, batch)
+        parts = self.ranks.parts(self.objective, self.model, batch, pictures=pictures)
         while (output := self.forward(parts)) is not None:
             assert output.loss_sum is not None, "an objective returns loss_sum"
             loss = output.loss_sum / divisor
@@ -158,16 +172,6 @@ class Trainer:
         enabled = self.precision == "bf16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
-    def clip(self) -> Tensor:
-        """Norm of all gradients together, which are scaled down to the stage's limit."""
-        limit = self.stage.optim.clip
-        norm: Tensor = nn.utils.get_total_norm(
-            [p.grad for p in self.parameters if p.grad is not None]
-        ).to(self.device)
-        if limit is not None:
-            nn.utils.clip_grads_with_norm_(self.parameters, limit, norm)
-        return norm
-
     def check(self, loss: float, grad_norm: float, batches: Sequence[Batch]) -> None:
         """The weights are untouched when this raises."""
         if loss - loss == 0 and grad_norm - grad_norm == 0:
@@ -187,11 +191,15 @@ class Trainer:
         self.model.eval()
         total, count = 0.0, 0.0
         for batch in batches:
+            (pictures,) = self.ranks.largest([int(batch.visual is not None)])
             with self.autocast():
-                output = self.objective(self.model, batch.to(self.device))
+                output = self.ranks.output(
+                    self.objective, self.model, batch.to(self.device), pictures=bool(pictures)
+                )
             assert output.loss_sum is not None
             total += float(output.loss_sum)
             count += supervised(batch)
+        self.ranks.release()
         for module, training in modes.items():
             module.training = training
         total, count = self.ranks.total([total, count])

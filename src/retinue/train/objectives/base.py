@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, SerializeAsAny
 
 from retinue.core.spec import Spec
 from retinue.train.objectives import OBJECTIVES
-from retinue.types import Batch, Output
+from retinue.types import Batch, Output, Visual, VisualTokens
 
 
 class ObjectiveSpec(Spec):
@@ -27,6 +27,8 @@ class Objective(ABC):
     """
 
     Spec: ClassVar[type[ObjectiveSpec]]
+    even = True
+    """Whether every micro-batch takes each layer once, with pictures or without."""
 
     def __init__(self, spec: Any) -> None:
         self.spec = spec
@@ -42,6 +44,11 @@ class Objective(ABC):
         alive; names of metrics stand in one part only.
         """
         yield self(model, batch)
+
+    def look(self, model: Any, visual: Visual) -> VisualTokens:
+        """Visual tokens of pictures, with the gradients that this objective wants of them."""
+        words: VisualTokens = model.look(visual)
+        return words
 
     def check(self, model: Any) -> None:
         """Raises ConfigError for a model that this objective cannot train; here never."""

@@ -15,7 +15,7 @@ from retinue.core.errors import ConfigError
 from retinue.core.seed import stream_seed
 from retinue.ops.branch import Variant, branch_out
 from retinue.train.objectives.base import Objective, ObjectiveSpec
-from retinue.types import Batch, Output, Visual
+from retinue.types import Batch, Output, Visual, VisualTokens
 
 TRUNK = 64
 """Tokens before the first picture from which on a CPU gains by computing them once (measured)."""
@@ -54,6 +54,7 @@ class Elastic(Objective):
         super().__init__(spec)
         self.scales: list[int] = []
         self.drawn: list[int] = []
+        self.even = spec.form == "packed"
 
     def check(self, model: Any) -> None:
         """Raises ConfigError for scales that the model's connector cannot give."""
@@ -111,13 +112,20 @@ class Elastic(Objective):
 
     def looked(self, model: Any, batch: Batch) -> Batch:
         """The batch with its pictures encoded at full length: the only pass of the encoders."""
-        visual: Visual | None = batch.visual
-        if visual is None:
+        if batch.visual is None:
             return batch
+        return replace(batch, visual=self.encoded(model, batch.visual))
+
+    def look(self, model: Any, visual: Visual) -> VisualTokens:
+        words: VisualTokens = model.look(self.encoded(model, visual))
+        return words
+
+    def encoded(self, model: Any, visual: Visual) -> Visual:
+        """Pictures with their features."""
         into_tower = torch.is_grad_enabled() and self.spec.tower == "trained"
         with torch.set_grad_enabled(into_tower):
             found = model.encode(visual)
-        return replace(batch, visual=replace(visual, features=model.connector.encode(found)))
+        return replace(visual, features=model.connector.encode(found))
 
     def outputs(self, model: Any, batch: Batch) -> Iterator[Output]:
         """One output with all scales (packed), or one for each (accumulated)."""
