@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from retinue.core.errors import ConfigError, DataError
 from retinue.data.index import LengthIndex
-from retinue.data.mixture import Mixture, Source
+from retinue.data.mixture import Mixture, Source, by_share
 from retinue.data.packing import efficiency, first_fit_decreasing
 from retinue.data.plan import EpochPlan, Schedule, plan_epoch
 from retinue.data.sampler import SAMPLERS, Sizes
@@ -212,3 +212,50 @@ def test_schedule_counts_global_steps_over_epochs() -> None:
     )
     with pytest.raises(DataError, match=r"epoch 0 has no step .*lower global_batch"):
         empty.locate(0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.lists(st.integers(1, 90), min_size=1, max_size=50), st.floats(0.05, 1.0)),
+        min_size=1,
+        max_size=4,
+    ),
+    st.integers(0, 3),
+)
+def test_shares_are_of_tokens_and_no_record_is_left_out(
+    parts: list[tuple[list[int], float]], epoch: int
+) -> None:
+    sources = [
+        Source(
+            name=str(k),
+            format=SimpleNamespace(),  # type: ignore[arg-type]
+            index=LengthIndex(
+                ids=[f"{k}-{i}" for i in range(len(tokens))],
+                tokens=tokens,
+                views=[0] * len(tokens),
+                words=tokens,
+            ),
+            rows=range(len(tokens)),
+        )
+        for k, (tokens, _) in enumerate(parts)
+    ]
+    made = by_share(sources, [share for _, share in parts])
+    visits = Counter(Mixture(made).epoch(epoch))
+    assert all(visits[i] for i in range(sum(len(tokens) for tokens, _ in parts)))
+    held = [ratio.ratio * sum(tokens) for ratio, (tokens, _) in zip(made, parts, strict=True)]
+    for tokens, (_, share) in zip(held, parts, strict=True):
+        assert tokens / sum(held) == pytest.approx(share / sum(s for _, s in parts))
+    assert min(one.ratio for one in made) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    "sources",
+    [
+        [{"path": "a", "share": 0.5}, {"path": "b"}],
+        [{"path": "a", "share": 0.5, "ratio": 2.0}, {"path": "b", "share": 0.5}],
+    ],
+)
+def test_shares_stand_alone(sources: list[dict[str, object]]) -> None:
+    with pytest.raises(ConfigError, match="give every source a share"):
+        DataSpec.parse({"sources": sources}, where="data")

@@ -12,7 +12,7 @@ from retinue.core.errors import DataError
 from retinue.data.formats import Format, open_format
 from retinue.data.index import Measure, Progress, Skipped, cached_index
 from retinue.data.loader import Loader, Prepares
-from retinue.data.mixture import Mixture, Source, held_out
+from retinue.data.mixture import Mixture, Source, by_share, held_out
 from retinue.data.plan import EpochPlan, Schedule, plan_epoch
 from retinue.data.spec import DataSpec, SourceSpec
 from retinue.data.turns import Turns
@@ -104,7 +104,7 @@ def open_dataset(
     """
 
     def opened(sources: Sequence[SourceSpec]) -> list[Source]:
-        return [
+        found = [
             open_source(
                 one,
                 processor,
@@ -115,6 +115,8 @@ def open_dataset(
             )
             for one in sources
         ]
+        shares = [one.share for one in sources if one.share is not None]
+        return by_share(found, shares) if shares else found
 
     sources = opened(spec.sources)
     skipped = {source.name: source.index.skipped for source in sources}

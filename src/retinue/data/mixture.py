@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
@@ -86,6 +86,19 @@ class Mixture:
             chosen += sorted(first + cycle[k % n] for k in range(start, stop)) if n else []
             first += n
         return chosen
+
+
+def by_share(sources: Sequence[Source], shares: Sequence[float]) -> list[Source]:
+    """The sources with ratios by which each gives its share of an epoch's tokens.
+
+    The epoch is the shortest that visits every record of every source.
+    """
+    held = [sum(source.index.tokens[row] for row in source.rows) for source in sources]
+    whole = max(tokens / share for tokens, share in zip(held, shares, strict=True))
+    return [
+        replace(source, ratio=whole * share / tokens) if tokens else source
+        for source, share, tokens in zip(sources, shares, held, strict=True)
+    ]
 
 
 def type_of(source: Source, row: int) -> str | None:

@@ -28,6 +28,7 @@ class SourceSpec(Spec):
     """One data file of a mixture.
 
     ratio: how often an epoch visits it: 2.0 = twice, 0.5 = another half each epoch.
+    share: in place of ratios, of all sources or none: its part of an epoch's tokens.
     limit: use only the first so many records. type: a label for type-wise samplers and reports.
     empty_answers: accept empty answers, for runs that repeat an original's label masks.
     turns: {add, max_media}: each record goes on with others of this file, as further turns.
@@ -36,6 +37,7 @@ class SourceSpec(Spec):
     path: str
     format: Annotated[str, AfterValidator(_format)] = "auto"
     ratio: float = Field(default=1.0, gt=0)
+    share: float | None = Field(default=None, gt=0)
     type: str | None = None
     media_root: str | None = None
     limit: int | None = Field(default=None, gt=0)
@@ -50,6 +52,7 @@ class DataSpec(Spec):
     packing: none = padded micro-batches; step = the samples of one optimizer step share packs, so
         the step has the same samples as without; window = packs filled from `window` samples, a
         step is then `global_batch` packs.
+    An epoch of shares is as short as visits every source at least once.
     max_views: pictures in one pack. overlong: what to do with a sample above either limit.
     on_error: stop at a broken sample, or skip it, count it and list it.
     validation: a fraction held out by the hash of the sample id, or the path of another file, whose
@@ -72,6 +75,9 @@ class DataSpec(Spec):
 
     @model_validator(mode="after")
     def _consistent(self) -> DataSpec:
+        shares = [source.share for source in self.sources]
+        if any(shares) and (None in shares or any(source.ratio != 1 for source in self.sources)):
+            raise ValueError("give every source a share, and none a ratio, or no source a share")
         if self.packing != "none" and self.max_tokens is None:
             raise ValueError("packing needs max_tokens, the budget of a pack")
         if isinstance(self.validation, float | int) and not 0 < self.validation < 1:
