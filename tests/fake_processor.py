@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -117,9 +118,10 @@ class FakeProcessor:
         )
 
     def _item(self, part: Media, *, pixels: bool, sample: Sample) -> Item:
-        path = Path(str(part.source))
         where = f"sample {sample.id!r}: {part.name}"
-        if not path.exists():
+        held = isinstance(part.source, bytes)
+        path = io.BytesIO(part.source) if held else Path(str(part.source))
+        if not held and not path.exists():
             raise MediaError("there is no such image", where=where)
         try:
             with Image.open(path) as image:

@@ -239,6 +239,7 @@ class Batch(Movable):
     branches: (B, T), documents that are trees: 0 = the trunk, which comes first, k = the k-th
         branch, which sees the trunk and itself; its positions go on from the trunk. None: no tree
     visual: None where the batch has no picture
+    kinds: the type of every document's source, where the loader knows it
     """
 
     ids: list[str]
@@ -251,6 +252,7 @@ class Batch(Movable):
     cu_seqlens: Tensor | None = None
     branches: Tensor | None = None
     visual: Visual | None = None
+    kinds: list[str | None] | None = None
 
     @property
     def num_real(self) -> int:

@@ -66,3 +66,48 @@ def test_a_published_data_set_becomes_rows(tmp_path):
     assert run(["data", "convert", str(path), str(out), "--from", "wizardlm"]) == 0
     assert json.loads(out.read_text("utf-8")) == [{"input": "x", "output": "y"}]
     assert run(["data", "convert", str(path), str(out), "--from", "wizard"]) == 2
+
+
+LLAVA = {"conversations": [{"from": "human", "value": "<image>\nq"}, {"from": "gpt", "value": "a"}]}
+CHAT = [
+    {
+        "role": "user",
+        "content": [{"type": "image", "image": "c.png"}, {"type": "text", "text": "q"}],
+    },
+    {"role": "assistant", "content": "a"},
+]
+
+
+@pytest.mark.parametrize(
+    ("row", "template", "labels", "marks"),
+    [
+        ({**LLAVA, "image": "c.png"}, "v1", "assistant", ("USER: ", " ASSISTANT: ")),
+        ({"messages": CHAT}, "chatml", "assistant", ("<|im_start|>user\n", "<|im_end|>")),
+        ({"messages": CHAT}, "llama_2", "assistant", ("[INST]", "[/INST]")),
+        (ROWS[0], "guanaco", "flamingo", ("### Human: ", "### Assistant: ")),
+    ],
+)
+def test_added_turns_are_turns_of_the_family_s_dialogue(tmp_path, row, template, labels, marks):
+    """Every added question and answer is rendered and masked as the dialect's own later turns."""
+    from retinue.text.labels import tokenize
+    from retinue.text.template import resolve
+    from retinue.text.train import train_bpe
+    from retinue.types import IGNORE
+
+    path = tmp_path / "rows.json"
+    told = ROWS[0]["output"] if row is ROWS[0] else "a"
+    rows = [json.dumps(row).replace(f'"{told}"', f'"answer {k}"') for k in range(5)]
+    path.write_text(f"[{','.join(rows)}]", "utf-8")
+    sample = Turns(open_format(path, media_root=tmp_path), TurnsSpec(add=3))[0]
+    assert len(sample.messages) == 8
+    dialect = resolve(template)
+    text = dialect.text(sample.messages)
+    assert all(text.count(mark) >= 4 for mark in marks)
+    lines = [text, *marks, "<|endofchunk|>"]
+    specials = ["<image>", "</s>", "<|endofchunk|>"]
+    tokenizer = train_bpe(lines * 3, vocab_size=400, specials=specials)
+    done = tokenize(dialect.render(sample.messages), tokenizer, policy=labels)
+    assert len(done.places) == len(sample.media)
+    answers = [message.text for message in sample.messages[1::2]]
+    learnt = tokenizer.decode([label for label in done.labels if label != IGNORE])
+    assert [learnt.count(answer) for answer in answers] == [answers.count(a) for a in answers]

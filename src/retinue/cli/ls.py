@@ -29,6 +29,7 @@ FAMILIES = {
     "labels": "retinue.text.labels:LABELS",
     "formats": "retinue.data.formats:FORMATS",
     "datasets": "retinue.data.published:PUBLISHED",
+    "fills": "retinue.data.fill:FILLS",
     "samplers": "retinue.data.sampler:SAMPLERS",
     "objectives": "retinue.train.objectives:OBJECTIVES",
     "sinks": "retinue.train.sinks:SINKS",

@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from importlib import resources
 from pathlib import Path
 from typing import Protocol, cast
 
-from retinue.core.errors import DataError
+from retinue.core.errors import ConfigError, DataError
 from retinue.data.formats import Format, open_format
+from retinue.data.formats.collection import Share
+from retinue.data.formats.shards import Shards
 from retinue.data.index import Measure, Progress, Skipped, cached_index
 from retinue.data.loader import Loader, Prepares
 from retinue.data.mixture import Mixture, Source, by_share, held_out
@@ -41,7 +44,7 @@ class Dataset:
         def plan(epoch: int) -> EpochPlan:
             return plan_epoch(
                 sizes,
-                self.train.epoch(epoch, seed=self.spec.seed),
+                self.train.epoch(epoch, seed=self.spec.seed, spec=self.spec.epoch),
                 spec=self.spec,
                 epoch=epoch,
                 global_batch=global_batch,
@@ -116,7 +119,9 @@ def open_dataset(
             for one in sources
         ]
         shares = [one.share for one in sources if one.share is not None]
-        return by_share(found, shares) if shares else found
+        found = by_share(found, shares) if shares else found
+        by_ratio = spec.epoch is not None
+        return [part for one in found for part in parts_of(one, by_ratio=by_ratio)]
 
     sources = opened(spec.sources)
     skipped = {source.name: source.index.skipped for source in sources}
@@ -159,7 +164,7 @@ def open_source(
     progress: Progress | None = None,
 ) -> Source:
     """Open one file, measure it, and leave out what the error policy skips."""
-    path = root / source.path
+    path = packaged(source.path) if source.path.startswith("recipe:") else root / source.path
     media_root = None if source.media_root is None else root / source.media_root
     file = open_format(
         path,
@@ -167,12 +172,25 @@ def open_source(
         media_root=media_root,
         empty_answers=source.empty_answers,
     )
+    if source.web is not None:
+        if not isinstance(file, Shards):
+            raise ConfigError(
+                f"'web' for a file of format {type(file).__name__.lower()}",
+                where=source.path,
+                rule="it says what is taken of web documents (format shards)",
+            )
+        file = file.using(source.web)
     about = f"{processor.fingerprint()}/{source.format}/{media_root}/{source.empty_answers}"
     for other in getattr(file, "files", ()):  # a list of files is also as new as these
         about += f"/{other}:{other.stat().st_size}:{other.stat().st_mtime_ns}"
+    if source.web is not None:
+        about += f"/{source.web.model_dump_json()}"
+    shares: Sequence[Share] = getattr(file, "shares", ())
     if source.turns is not None:
-        file = cast(Format, Turns(file, source.turns))  # read like one, never opened by name
-        about += f"/{source.turns.model_dump_json()}"
+        weighed = shares if spec.epoch is not None else ()
+        turns = Turns(file, source.turns, shares=weighed)
+        file = cast(Format, turns)  # read like one, never opened by name
+        about += f"/{source.turns.model_dump_json()}/{[share.ratio for share in weighed]}"
     index = cached_index(
         file,
         processor,
@@ -192,7 +210,36 @@ def open_source(
         rows=[row for row in range(len(index)) if row not in broken],
         ratio=source.ratio,
         type=source.type,
+        shares=shares,
     )
+
+
+def parts_of(source: Source, *, by_ratio: bool) -> list[Source]:
+    """The data sets of a file as sources of their own; their ratios count if `by_ratio`."""
+    if not source.shares:
+        return [source]
+    rows = set(source.rows)
+    return [
+        replace(
+            source,
+            name=f"{source.name}: {share.name}",
+            rows=[row for row in share.rows if row in rows],
+            ratio=source.ratio * share.ratio if by_ratio else source.ratio,
+            type=source.type or share.name,
+            shares=(),
+        )
+        for share in source.shares
+    ]
+
+
+def packaged(path: str) -> Path:
+    """A data file that recipes bring along: `recipe:flamingo-9b/mixture.json`."""
+    file = Path(str(resources.files("retinue") / "recipes" / path.removeprefix("recipe:")))
+    if not file.is_file():
+        raise DataError(
+            "no such file among the packaged recipes", where=path, fix="name a file of your own"
+        )
+    return file
 
 
 def _side(source: Source, *, spec: DataSpec, held: bool) -> Source:

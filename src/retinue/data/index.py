@@ -20,7 +20,7 @@ import numpy as np
 
 from retinue.core.errors import DataError, EnvError, RetinueError
 from retinue.data.formats import Format
-from retinue.data.formats.base import PLACEHOLDER
+from retinue.data.formats.base import PLACEHOLDER, RefusedError
 from retinue.data.workers import ordered_map
 from retinue.types import Sample, Text
 
@@ -38,11 +38,15 @@ class Measure(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Skipped:
-    """A sample that was left out, and why. `index`: its record in the source."""
+    """A sample that was left out, and why. `index`: its record in the source.
+
+    refused: by the source's own rules, which is no error under any policy.
+    """
 
     index: int
     id: str
     reason: str
+    refused: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +111,12 @@ def count_words(sample: Sample) -> int:
 
 
 def file_hash(path: Path) -> str:
-    """A hash of a file's contents; of a folder, of its HDF5 files' names, sizes and times."""
+    """A hash of a file's contents; of a folder, of its HDF5 files' names, sizes and times.
+
+    Of a pattern of names: of the pattern; its files' sizes and times are the caller's.
+    """
+    if not path.exists():
+        return hashlib.blake2b(str(path).encode(), digest_size=16).hexdigest()
     if path.is_dir():
         stats = [(one.name, one.stat()) for one in sorted(path.glob("*.h5"))]
         facts = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
@@ -135,9 +144,12 @@ def build_index(
     for chunk in ordered_map(task, range(0, total, CHUNK), workers=workers):
         for index, (id_, tokens, views, words, error) in enumerate(chunk, start=len(found)):
             if error is not None:
-                if on_error == "error":
+                refused = isinstance(error, RefusedError)
+                if on_error == "error" and not refused:
                     raise error
-                found.skipped.append(Skipped(index=index, id=id_, reason=str(error)))
+                found.skipped.append(
+                    Skipped(index=index, id=id_, reason=str(error), refused=refused)
+                )
             found.ids.append(id_)
             found.tokens.append(tokens)
             found.views.append(views)
@@ -183,11 +195,12 @@ def cached_index(
             source, processor, limit=limit, workers=workers, progress=progress, on_error="skip"
         )
         index.save(stored)
-    elif index.skipped:
+    elif not all(one.refused for one in index.skipped):
         index = _try_again(index, source, processor)
         index.save(stored)
-    if index.skipped and on_error == "error":
-        error = _MeasureChunk(source, processor, total=0).row(index.skipped[0].index)[-1]
+    broken = next((one for one in index.skipped if not one.refused), None)
+    if broken is not None and on_error == "error":
+        error = _MeasureChunk(source, processor, total=0).row(broken.index)[-1]
         assert error is not None
         raise error
     return index
@@ -196,8 +209,10 @@ def cached_index(
 def _try_again(index: LengthIndex, source: Format, processor: Measure) -> LengthIndex:
     """The index with its skipped records measured anew: a missing picture may have arrived."""
     task = _MeasureChunk(source, processor, total=len(index))
-    skipped = []
+    skipped = [one for one in index.skipped if one.refused]
     for one in index.skipped:
+        if one.refused:
+            continue
         k = one.index
         index.ids[k], index.tokens[k], index.views[k], index.words[k], error = task.row(k)
         if error is not None:

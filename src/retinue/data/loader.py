@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from retinue.core.errors import DataError
 from retinue.data.index import Skipped
@@ -155,18 +155,23 @@ class _Prepare:
     def __call__(self, key: _Key) -> _Loaded:
         skipped: list[Skipped] = []
         examples: list[Example] = []
+        kinds: list[str | None] = []
+        kind_of = getattr(self.samples, "kind", lambda index: None)
         filler = key.micro.filler
         try:
             for index in key.micro.samples:
                 example = self._example(index, skipped)
                 if example is not None:
                     examples.append(example)
+                    kinds.append(kind_of(index))
             if not examples:
                 filler = True
                 examples.append(self._stand_in(key.micro.samples[0], skipped))
+                kinds.append(kind_of(key.micro.samples[0]))
             if filler:
                 examples = [replace(one, labels=[IGNORE] * len(one.labels)) for one in examples]
             batch = self.processor.collate(examples, train=True, packed=self.spec.packing != "none")
+            batch = replace(batch, kinds=kinds)
         except DataError as error:
             return _Loaded(key=key, batch=None, skipped=skipped, error=error)
         return _Loaded(key=key, batch=batch, skipped=[] if key.micro.filler else skipped)
@@ -180,6 +185,7 @@ class _Prepare:
             example = self.processor.example(sample, train=True)
             if self.spec.max_tokens is not None:
                 example = truncate(example, max_tokens=self.spec.max_tokens)
+            example = self.spec.fill.apply(example, processor=cast(Any, self.processor))
         except DataError as error:
             if self.spec.on_error == "error":
                 raise

@@ -10,7 +10,9 @@ from itertools import accumulate
 import torch
 
 from retinue.core.seed import stream_seed
+from retinue.data.draw import EpochSpec, counts_of, drawn
 from retinue.data.formats import Format
+from retinue.data.formats.collection import Share
 from retinue.data.index import LengthIndex
 from retinue.data.sampler import Sizes, permutation
 from retinue.types import Sample
@@ -18,7 +20,10 @@ from retinue.types import Sample
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """An open file, its lengths, the records in use, and its weight in the mixture."""
+    """An open file, its lengths, the records in use, and its weight in the mixture.
+
+    shares: the data sets of a file that holds several.
+    """
 
     name: str
     format: Format
@@ -26,6 +31,7 @@ class Source:
     rows: Sequence[int]
     ratio: float = 1.0
     type: str | None = None
+    shares: Sequence[Share] = ()
 
 
 class Mixture:
@@ -54,6 +60,11 @@ class Mixture:
         source, row = self._locate(index)
         return source.index.ids[row]
 
+    def kind(self, index: int) -> str | None:
+        """The type of a sample."""
+        source, row = self._locate(index)
+        return type_of(source, row)
+
     @property
     def sizes(self) -> Sizes:
         """Lengths of all samples, in order."""
@@ -65,8 +76,8 @@ class Mixture:
             types=[type_of(source, row) for source, row in picked],
         )
 
-    def epoch(self, epoch: int, *, seed: int = 0) -> list[int]:
-        """The samples of an epoch in file order, repeated as their source's ratio says.
+    def epoch(self, epoch: int, *, seed: int = 0, spec: EpochSpec | None = None) -> list[int]:
+        """The samples of an epoch: `spec.samples` of them, or as their source's ratio says.
 
         Ratio 2 lists each sample twice. Ratio 0.5 takes half of the source and the other half in
         the next epoch: the epochs cut one endless cycle over a fixed permutation, so no sample is
@@ -74,6 +85,14 @@ class Mixture:
         """
         chosen: list[int] = []
         first = 0
+        if spec is not None:
+            sizes = [len(source.rows) for source in self.sources]
+            counts = counts_of(sizes, [source.ratio for source in self.sources], spec=spec)
+            for number, (size, count) in enumerate(zip(sizes, counts, strict=True)):
+                own = drawn(size, count, epoch=epoch, spec=spec, seed=seed, number=number)
+                chosen += sorted(first + k for k in own)
+                first += size
+            return chosen
         for number, source in enumerate(self.sources):
             n = len(source.rows)
             start, stop = round(epoch * source.ratio * n), round((epoch + 1) * source.ratio * n)

@@ -60,6 +60,7 @@ SAMPLERS: Registry[type[Sampler]] = Registry(
         "shuffle": "retinue.data.sampler:Shuffle",
         "sequential": "retinue.data.sampler:Sequential",
         "length": "retinue.data.sampler:Length",
+        "even-types": "retinue.data.types_order:EvenTypes",
         "accessory": "retinue.data.types_order:AccessoryTypes",
         "accessory-sorted": "retinue.data.types_order:AccessorySorted",
         "llava-length": "retinue.data.grouping:LlavaLength",

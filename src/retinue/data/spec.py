@@ -7,7 +7,10 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from retinue.core.spec import Spec
+from retinue.data.draw import EpochSpec
+from retinue.data.fill import FillField, NoFill
 from retinue.data.formats import FORMATS
+from retinue.data.formats.shards import WebSpec
 from retinue.data.sampler import SAMPLERS
 from retinue.data.turns import TurnsSpec
 
@@ -32,6 +35,7 @@ class SourceSpec(Spec):
     limit: use only the first so many records. type: a label for type-wise samplers and reports.
     empty_answers: accept empty answers, for runs that repeat an original's label masks.
     turns: {add, max_media}: each record goes on with others of this file, as further turns.
+    web: {threshold, most, ...}: what is taken of web documents, for format `shards`.
     """
 
     path: str
@@ -43,6 +47,7 @@ class SourceSpec(Spec):
     limit: int | None = Field(default=None, gt=0)
     empty_answers: bool = False
     turns: TurnsSpec | None = None
+    web: WebSpec | None = None
 
 
 class DataSpec(Spec):
@@ -54,6 +59,9 @@ class DataSpec(Spec):
         step is then `global_batch` packs.
     An epoch of shares is as short as visits every source at least once.
     max_views: pictures in one pack. overlong: what to do with a sample above either limit.
+    epoch: {samples, share: ratio|sqrt, replace}: an epoch of so many samples, shared out among the
+        sources; None: as often as each source's ratio says.
+    fill: {kind: black, count}: pictures nobody looks at up to a number, as the original pads.
     on_error: stop at a broken sample, or skip it, count it and list it.
     validation: a fraction held out by the hash of the sample id, or the path of another file, whose
     media paths start at validation_root.
@@ -72,6 +80,8 @@ class DataSpec(Spec):
     validation: float | str | None = None
     validation_root: str | None = None
     on_error: Literal["error", "skip"] = "error"
+    epoch: EpochSpec | None = None
+    fill: FillField = NoFill()
 
     @model_validator(mode="after")
     def _consistent(self) -> DataSpec:
@@ -80,6 +90,8 @@ class DataSpec(Spec):
             raise ValueError("give every source a share, and none a ratio, or no source a share")
         if self.packing != "none" and self.max_tokens is None:
             raise ValueError("packing needs max_tokens, the budget of a pack")
+        if self.packing != "none" and self.fill.kind != "none":
+            raise ValueError("fill adds pictures to padded rows; set packing to none")
         if isinstance(self.validation, float | int) and not 0 < self.validation < 1:
             raise ValueError(f"validation is a fraction between 0 and 1, not {self.validation}")
         return self

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
 from random import Random
 
 from pydantic import Field
@@ -9,6 +12,7 @@ from pydantic import Field
 from retinue.core.seed import stream_seed
 from retinue.core.spec import Spec
 from retinue.data.formats import Format
+from retinue.data.formats.collection import Share
 from retinue.types import Sample
 
 
@@ -27,11 +31,14 @@ class Turns:
     """A format whose samples are conversations about several records (arXiv 2307.01003).
 
     Which records follow is a pure function of seed and record, so lengths can be measured once and
-    a run resumes exactly. A record with a system message is never added to another.
+    a run resumes exactly. A record with a system message is never added to another. shares: data
+    sets of the file; each gives followers as often as its ratio says. Else all records alike.
     """
 
-    def __init__(self, of: Format, spec: TurnsSpec) -> None:
+    def __init__(self, of: Format, spec: TurnsSpec, *, shares: Sequence[Share] = ()) -> None:
         self.of, self.spec = of, spec
+        self.shares = [share for share in shares if len(share.rows)]
+        self._bounds = list(accumulate(share.ratio for share in self.shares))
 
     def __len__(self) -> int:
         return len(self.of)
@@ -39,12 +46,19 @@ class Turns:
     def where(self, index: int) -> str:
         return self.of.where(index)
 
+    def _draw(self, draw: Random) -> int:
+        if not self.shares:
+            return draw.randrange(len(self.of))
+        at = bisect_right(self._bounds, draw.random() * self._bounds[-1])
+        rows = self.shares[min(at, len(self.shares) - 1)].rows
+        return rows[draw.randrange(len(rows))]
+
     def __getitem__(self, index: int) -> Sample:
         first = self.of[index]
         messages, media = list(first.messages), len(first.media)
         draw = Random(stream_seed(self.spec.seed, "turns", index))
         for _ in range(self.spec.add):
-            other = self.of[draw.randrange(len(self.of))]
+            other = self.of[self._draw(draw)]
             most = self.spec.max_media
             if most is not None and media + len(other.media) > most:
                 break

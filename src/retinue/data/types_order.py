@@ -1,11 +1,11 @@
-"""Steps of one type each: LLaMA2-Accessory's order of samples."""
+"""Orders by type: steps of one type each, as LLaMA2-Accessory has them, or of all in proportion."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 
-from retinue.data.sampler import Sizes, slices
+from retinue.data.sampler import Sizes, permutation, slices
 
 
 class AccessoryTypes:
@@ -43,3 +43,20 @@ class AccessorySorted(AccessoryTypes):
     """The same, type after type, short samples first."""
 
     shuffled = False
+
+
+class EvenTypes:
+    """Every type spread evenly over the epoch, so that each step has all in proportion."""
+
+    def order(
+        self, sizes: Sizes, *, micro_batch: int, num_micro: int, generator: torch.Generator
+    ) -> list[int]:
+        groups: dict[str | None, list[int]] = {}
+        for index in permutation(len(sizes), generator):
+            groups.setdefault(sizes.types[index], []).append(index)
+        places = [
+            ((at + 0.5) / len(members), rank, index)
+            for rank, members in enumerate(sorted(groups.values(), key=len))
+            for at, index in enumerate(members)
+        ]
+        return [index for _, _, index in sorted(places)]

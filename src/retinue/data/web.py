@@ -9,10 +9,11 @@ import base64
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 from typing import Any
 
-from retinue.core.errors import DataError
+from retinue.data.formats.base import RefusedError
 
 IMAGE, CHUNK = "<image>", "<|endofchunk|>"
 
@@ -74,23 +75,31 @@ def caption(text: str, *, eos: str) -> str:
 
 
 def web_document(
-    row: Mapping[str, Any], *, threshold: float, most: int, eos: str, min_bytes: int = 11000
+    row: Mapping[str, Any],
+    *,
+    threshold: float,
+    most: int,
+    eos: str,
+    min_bytes: int = 11000,
+    folder: Path | None = None,
 ) -> WebDocument:
     """An MMC4 document: pictures stand before the sentences that they match best.
 
     threshold: least similarity of a pair; most: pictures kept; min_bytes: smaller ones are dropped.
-    Pictures keep their own order, not that of the sentences, as the original has it. Raises
-    DataError where no picture is left.
+    folder: where pictures lie that the record only names. They keep their own order, not that of
+    the sentences, as the original has it. Raises RefusedError where no picture is left.
     """
     scores, images = [], []
     for info, similarity in zip(row["image_info"], row["similarity_matrix"], strict=False):
         data = base64.b64decode(info["image_base64"]) if "image_base64" in info else b""
+        if not data and folder is not None and (folder / info["image_name"]).is_file():
+            data = (folder / info["image_name"]).read_bytes()
         if data and len(data) >= min_bytes:
             images.append(data)
             scores.append(similarity)
     pairs = [(i, s) for i, s in assign(scores) if scores[i][s] >= threshold] if scores else []
     if not pairs:
-        raise DataError("no picture left", rule=f"one must match a sentence by {threshold}")
+        raise RefusedError("no picture left", rule=f"one must match a sentence by {threshold}")
     sentences = list(row["text_list"])
     for _, place in pairs[:most]:
         sentences[place] = f"{CHUNK}{IMAGE}{sentences[place]}"

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Literal
 
+from retinue.core.errors import DataError
 from retinue.text.labels import LabelPolicy, Tokenized
 from retinue.text.tokenizer import IMAGE, Tokenizer
 from retinue.types import IGNORE, Segment
@@ -60,3 +61,34 @@ def targets(tokens: Sequence[int], mask: Sequence[bool], *, tokenizer: Tokenizer
         if own == chunk:
             silent = True
     return labels
+
+
+class FlamingoWeb(LabelPolicy):
+    """OpenFlamingo's pre-training: the text as one piece, names of special tokens are tokens.
+
+    Of a caption everything is a target but `<image>`; of a document what stands between a picture
+    and the next `<|endofchunk|>`, that included (template `web`).
+    """
+
+    kind: Literal["flamingo-web"] = "flamingo-web"
+
+    def tokenize(self, segments: Sequence[Segment], tokenizer: Tokenizer) -> Tokenized:
+        media = [segment.media for segment in segments if segment.media is not None]
+        ids = tokenizer.call("".join(IMAGE if s.media is not None else s.text for s in segments))
+        image, chunk, pad = tokenizer.image_id, tokenizer.id_of("<|endofchunk|>"), tokenizer.pad_id
+        marks = [at for at, id in enumerate(ids) if id == image]
+        if len(marks) != len(media):
+            raise DataError(
+                f"{len(marks)} {IMAGE} for {len(media)} pictures",
+                rule=f"the text itself has no {IMAGE}",
+                fix="rephrase it, or drop the sample",
+            )
+        document = not segments[-1].train
+        speaking = not document
+        labels = []
+        for at, id in enumerate(ids):
+            speaking |= id == image
+            labels.append(id if speaking and at and id not in (image, pad) else IGNORE)
+            speaking &= not (document and id == chunk)
+        places = list(zip(marks, media, strict=True))
+        return Tokenized(tokens=ids, labels=labels, places=places)

@@ -93,6 +93,7 @@ LABELS: Registry[type[LabelPolicy]] = Registry(
         "llava-plain": "retinue.text.llava:LlavaPlain",
         "llava-legacy": "retinue.text.llava:LlavaLegacy",
         "flamingo": "retinue.text.flamingo:FlamingoPieces",
+        "flamingo-web": "retinue.text.flamingo:FlamingoWeb",
     },
 )
 

@@ -13,9 +13,11 @@ FORMATS: Registry[type[Format]] = Registry(
     {
         "accessory": "retinue.data.formats.accessory:Accessory",
         "chat": "retinue.data.formats.chat:Chat",
+        "collection": "retinue.data.formats.collection:Collection",
         "hdf5": "retinue.data.formats.hdf5:Hdf5",
         "instruct": "retinue.data.formats.instruct:Instruct",
         "llava": "retinue.data.formats.llava:Llava",
+        "shards": "retinue.data.formats.shards:Shards",
     },
 )
 
@@ -26,6 +28,8 @@ def detect_format(path: str | Path) -> str:
     Raises DataError where no format does, with what the first of them found wrong.
     """
     path = Path(path)
+    if path.suffix == ".tar" or (not path.is_file() and is_pattern(path) and not holds_hdf5(path)):
+        return "shards"
     if not path.is_file() and not holds_hdf5(path):
         raise DataError(
             "there is no such file" if not path.exists() else "this is no file",
@@ -47,6 +51,13 @@ def detect_format(path: str | Path) -> str:
         "'output'; formats: " + ", ".join(FORMATS),
         fix="name the format with 'format:', or convert the file",
     )
+
+
+def is_pattern(path: Path) -> bool:
+    """Whether a path that is no file names shards: a folder of them, or a pattern."""
+    if path.is_dir():
+        return next(path.glob("*.tar"), None) is not None
+    return "{" in str(path) or "*" in path.name
 
 
 def holds_hdf5(path: Path) -> bool:

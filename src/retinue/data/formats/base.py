@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 from retinue.core.errors import DataError
 from retinue.data.formats.records import Records
@@ -23,6 +24,10 @@ class PlaceholderError(DataError):
 
 class EmptyAnswerError(DataError):
     """An assistant's turn without text."""
+
+
+class RefusedError(DataError):
+    """A whole sample that its source's own rules leave out: skipped and counted, never an error."""
 
 
 class Format(Protocol):
@@ -141,6 +146,41 @@ class Row:
                 kind=EmptyAnswerError,
             )
         return message
+
+
+class RowFormat(ABC):
+    """A file of JSON objects, one per sample: what such formats share. A leaf makes the sample."""
+
+    keys: ClassVar[frozenset[str]]
+    """What the first record has in a file of this format."""
+
+    def __init__(self, records: Records, *, root: Path, empty_answers: bool) -> None:
+        self.records, self.root, self.empty_answers = records, root, empty_answers
+
+    @classmethod
+    def claims(cls, path: Path) -> bool:
+        records = Records(path, limit=1)
+        return len(records) > 0 and cls.keys <= records[0].keys()
+
+    @classmethod
+    def open(
+        cls, path: str | Path, *, media_root: str | Path | None = None, empty_answers: bool = False
+    ) -> Self:
+        root = Path(media_root) if media_root is not None else Path(path).parent
+        return cls(Records(path), root=root, empty_answers=empty_answers)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def where(self, index: int) -> str:
+        return self.records.where(index)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.sample(Row.of(self.records, index, root=self.root))
+
+    @abstractmethod
+    def sample(self, row: Row) -> Sample:
+        """One record as a sample. Raises DataError with file, line, id, field, rule and fix."""
 
 
 def split_placeholders(text: str, *, mark: str = PLACEHOLDER) -> list[str]:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Any, ClassVar, get_args
 
 from retinue.core.errors import DataError
 from retinue.data.formats.base import (
     PLACEHOLDER,
     PlaceholderError,
     Row,
+    RowFormat,
     interleave,
     split_placeholders,
 )
-from retinue.data.formats.records import Records
 from retinue.text.parts import on_lines
 from retinue.types import Media, Message, Part, Role, Sample
 
@@ -24,7 +23,7 @@ KNOWN = {"id", "messages", "images", "visual_tokens"}
 PART_RULE = 'a part is {"type": "text", "text"}, {"type": "image", "image"|"path"|"url"}, {"type": "video", "video"|"path"|"url"} or {"type": "image_url", "image_url": {"url"}}'  # noqa: E501
 
 
-class Chat:
+class Chat(RowFormat):
     """JSONL (or a list) of `messages`: content a string, or text, image, image_url and video parts.
 
     Also accepted: a top-level `images` list, whose members stand where `<image>` placeholders or
@@ -32,29 +31,9 @@ class Chat:
     Source: the chat formats of the OpenAI API and transformers.
     """
 
-    def __init__(self, records: Records, *, root: Path, empty_answers: bool) -> None:
-        self.records, self.root, self.empty_answers = records, root, empty_answers
+    keys: ClassVar[frozenset[str]] = frozenset({"messages"})
 
-    @classmethod
-    def claims(cls, path: Path) -> bool:
-        records = Records(path, limit=1)
-        return len(records) > 0 and "messages" in records[0]
-
-    @classmethod
-    def open(
-        cls, path: str | Path, *, media_root: str | Path | None = None, empty_answers: bool = False
-    ) -> Self:
-        root = Path(media_root) if media_root is not None else Path(path).parent
-        return cls(Records(path), root=root, empty_answers=empty_answers)
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def where(self, index: int) -> str:
-        return self.records.where(index)
-
-    def __getitem__(self, index: int) -> Sample:
-        row = Row.of(self.records, index, root=self.root)
+    def sample(self, row: Row) -> Sample:
         return sample_from_row(row, empty_answers=self.empty_answers)
 
 

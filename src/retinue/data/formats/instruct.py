@@ -3,47 +3,25 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar
 
-from retinue.data.formats.base import Row, interleave
-from retinue.data.formats.records import Records
+from retinue.data.formats.base import Row, RowFormat, interleave
 from retinue.types import Sample
 
 TAG = re.compile(r"<img_path>(.*?)<img_path>")
 KNOWN = {"id", "instruction", "input", "output", "visual_tokens"}
 
 
-class Instruct:
+class Instruct(RowFormat):
     """A JSON list (or JSONL) of `input` and `output`; an older `instruction` precedes the input.
 
     The text between two `<img_path>` is a picture's path and becomes a picture at its place.
     Source: the data documentation of ChenDelong1999/instruct_flamingo.
     """
 
-    def __init__(self, records: Records, *, root: Path, empty_answers: bool) -> None:
-        self.records, self.root, self.empty_answers = records, root, empty_answers
+    keys: ClassVar[frozenset[str]] = frozenset({"input", "output"})
 
-    @classmethod
-    def claims(cls, path: Path) -> bool:
-        records = Records(path, limit=1)
-        return len(records) > 0 and {"input", "output"} <= records[0].keys()
-
-    @classmethod
-    def open(
-        cls, path: str | Path, *, media_root: str | Path | None = None, empty_answers: bool = False
-    ) -> Self:
-        root = Path(media_root) if media_root is not None else Path(path).parent
-        return cls(Records(path), root=root, empty_answers=empty_answers)
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def where(self, index: int) -> str:
-        return self.records.where(index)
-
-    def __getitem__(self, index: int) -> Sample:
-        row = Row.of(self.records, index, root=self.root)
+    def sample(self, row: Row) -> Sample:
         question = self._text(row, "instruction", "") + self._text(row, "input")
         pieces = TAG.split(question)
         media = [row.media(path, "input") for path in pieces[1::2]]

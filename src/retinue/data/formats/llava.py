@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar
 
 from retinue.data.formats.base import (
     PLACEHOLDER,
@@ -11,10 +10,10 @@ from retinue.data.formats.base import (
     Kind,
     PlaceholderError,
     Row,
+    RowFormat,
     interleave,
     split_placeholders,
 )
-from retinue.data.formats.records import Records
 from retinue.types import Media, Message, Role, Sample
 
 ROLES: dict[str, Role] = {
@@ -27,7 +26,7 @@ ROLES: dict[str, Role] = {
 KNOWN = {"id", "image", "images", "video", "conversations", "visual_tokens"}
 
 
-class Llava:
+class Llava(RowFormat):
     """LLaVA's JSON list (or JSONL): `image` (path or list) and `conversations` of human and gpt.
 
     Each `<image>` becomes a medium at its place; moving it to the front of its message, as LLaVA
@@ -36,29 +35,9 @@ class Llava:
     Source: the data documentation of haotian-liu/LLaVA.
     """
 
-    def __init__(self, records: Records, *, root: Path, empty_answers: bool) -> None:
-        self.records, self.root, self.empty_answers = records, root, empty_answers
+    keys: ClassVar[frozenset[str]] = frozenset({"conversations"})
 
-    @classmethod
-    def claims(cls, path: Path) -> bool:
-        records = Records(path, limit=1)
-        return len(records) > 0 and "conversations" in records[0]
-
-    @classmethod
-    def open(
-        cls, path: str | Path, *, media_root: str | Path | None = None, empty_answers: bool = False
-    ) -> Self:
-        root = Path(media_root) if media_root is not None else Path(path).parent
-        return cls(Records(path), root=root, empty_answers=empty_answers)
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def where(self, index: int) -> str:
-        return self.records.where(index)
-
-    def __getitem__(self, index: int) -> Sample:
-        row = Row.of(self.records, index, root=self.root)
+    def sample(self, row: Row) -> Sample:
         turns = row.expect_list(row.data.get("conversations"), "conversations", of="{from, value}")
         media = self._media(row)
         texts = [self._text(row, turn, f"conversations[{i}]") for i, turn in enumerate(turns)]

@@ -40,5 +40,6 @@ TEMPLATES: Registry[Any] = Registry(
         "cogvlm": f"{_HERE}.cogvlm:COGVLM",
         "cogvlm_vqa": f"{_HERE}.cogvlm:COGVLM_VQA",
         "hf": f"{_HERE}.hf:HfTemplate",
+        "web": f"{_HERE}.web:WEB",
     },
 )
