@@ -9,12 +9,12 @@ import typer
 
 from retinue.cli import answering as opt
 from retinue.cli.common import Device, Quant, QuantEncoders, QuantHead, examples, note, verb
+from retinue.cli.listening import address_of, api_keys, bound, run
 from retinue.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    import socket
-
-    from fastapi import FastAPI
+    from retinue.model.retinue import Retinue
+    from retinue.processor import Processor
 
 app = verb()
 
@@ -24,14 +24,21 @@ app = verb()
         "retinue serve runs/quickstart/model",
         "retinue serve mucai/llava-v1.5-7b-m3 --port 9000 --name m3 --kv-tokens 32768",
         "retinue serve runs/sft/model --host 0.0.0.0 --api-key-file keys.txt",
+        "retinue serve runs/sft/model --adapter art=runs/art/adapter --image-host example.org",
+        "retinue serve small=runs/tiny/model large=runs/sft/model --admin-key-file admin.txt",
+        "retinue serve --backend http://gpu1:8000 --backend http://gpu2:8000 --port 80",
         "retinue serve --as controller --port 21001",
         "retinue serve runs/m3/model --as worker --controller http://localhost:21001 --port 21002",
     )
 )
 def serve(
-    path: Annotated[
-        str | None,
-        typer.Argument(metavar="PATH", help="A model: local folder or owner/name on the hub."),
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME=]PATH...",
+            help="Models: local folders or owner/name on the hub; the first answers by default.",
+            show_default=False,
+        ),
     ] = None,
     role: Annotated[
         Literal["api", "worker", "controller"],
@@ -58,9 +65,26 @@ def serve(
     name: Annotated[
         str | None, typer.Option(help="The model's name in the API; default: PATH's last part.")
     ] = None,
+    backend: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="URL",
+            help="Instead of PATH: another server of the OpenAI API that answers; may repeat.",
+        ),
+    ] = None,
+    backend_key_file: Annotated[
+        Path | None, typer.Option(help="Of --backend: a file with the key that those servers want.")
+    ] = None,
     api_key_file: Annotated[
         Path | None,
         typer.Option(help="File of API keys, one a line; default: the variable RETINUE_API_KEYS."),
+    ] = None,
+    admin_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of keys that may load and unload models and adapters; default: the variable "
+            "RETINUE_ADMIN_KEYS; without any, nobody may."
+        ),
     ] = None,
     kv_tokens: Annotated[
         int, typer.Option(min=16, help="Tokens, of all requests, whose keys and values have room.")
@@ -82,6 +106,34 @@ def serve(
         int, typer.Option(min=1, help="Megabytes of a request; larger ones get 413.")
     ] = 64,
     max_images: Annotated[int, typer.Option(min=0, help="Pictures in a request.")] = 16,
+    image_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HOST",
+            help="Host that pictures are fetched from: example.org, *.example.org, or * for every "
+            "public one; may repeat. Without any, nothing is fetched.",
+        ),
+    ] = None,
+    media_root: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder whose pictures `file:` URLs may name; may repeat."),
+    ] = None,
+    shrink: Annotated[
+        Literal["nobody", "asked", "everyone"],
+        typer.Option(
+            help="Who gets fewer visual tokens while many wait: requests that say "
+            "visual_tokens_min, or also those that say nothing of visual tokens."
+        ),
+    ] = "asked",
+    shrink_from: Annotated[
+        int, typer.Option(min=0, help="Requests waiting at which budgets begin to shrink.")
+    ] = 4,
+    shrink_full: Annotated[
+        int, typer.Option(min=1, help="Requests waiting at which they are smallest.")
+    ] = 32,
+    shrink_floor: Annotated[
+        int, typer.Option(min=1, help="Visual tokens per view that nobody goes below.")
+    ] = 1,
     max_new_tokens: Annotated[
         int, typer.Option(min=1, help="Longest answer of a chat request that names no limit.")
     ] = 1024,
@@ -90,7 +142,13 @@ def serve(
         int, typer.Option(min=0, help="Seconds that replies under way get when told to stop.")
     ] = 30,
     template: opt.Template = None,
-    adapter: opt.Adapters = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[[MODEL:]NAME=]FOLDER",
+            help="A LoRA folder: with a name, requests pick it; without, it is always on.",
+        ),
+    ] = None,
     base: opt.Base = None,
     device: Device = "auto",
     dtype: opt.Dtype = "auto",
@@ -104,121 +162,126 @@ def serve(
     for module in ("fastapi", "uvicorn"):
         need(module, extra="serve", purpose="retinue serve")
     keys = api_keys(api_key_file)
-    link = bound(host, port)
-    if role == "controller":
-        from retinue.serve.llava.controller import Controller, create_controller
+    admin = api_keys(admin_key_file, variable="RETINUE_ADMIN_KEYS")
+    with bound(host, port) as link:
+        own = address_of(link)
+        locked = "" if keys else ", open to everyone who can reach it"
+        if role == "controller":
+            from retinue.serve.llava.controller import Controller, create_controller
 
-        front = create_controller(Controller(dispatch=dispatch))
-        note(f"LLaVA's controller at {address_of(link)}")
-        run(front, link, grace=grace)
-        return
-    if path is None:
-        raise ConfigError("no model is named", where="retinue serve", fix="name a folder or hub id")
-    from retinue.serve.app import create_app
-    from retinue.serve.engine import EngineSpec
-    from retinue.serve.messages import PictureLimits
-    from retinue.serve.service import ServeSpec, Service
+            front = create_controller(Controller(dispatch=dispatch))
+            note(f"LLaVA's controller at {own}")
+            run(front, link, grace=grace)
+            return
+        if bool(paths) == bool(backend):
+            raise ConfigError(
+                "a model and servers behind this one" if paths else "no model is named",
+                where="retinue serve",
+                fix="name either folders or hub ids, or --backend URL",
+            )
+        if backend:
+            need("httpx", extra="serve", purpose="retinue serve --backend")
+            from retinue.serve.front.app import create_front
+            from retinue.serve.front.backends import Backends, FrontSpec
+            from retinue.serve.service import ServeSpec
 
-    engine = EngineSpec.parse(
-        {
-            "kv_tokens": kv_tokens,
-            "step_tokens": step_tokens,
-            "step_views": step_views,
-            "rows": rows,
-            "feature_bytes": feature_mb * 2**20,
-        },
-        where="serve",
-    )
-    spec = ServeSpec.parse(
-        {
-            "requests": max_requests,
-            "timeout_s": timeout,
-            "body_bytes": max_body_mb * 2**20,
-            "max_tokens": max_new_tokens,
-            "pictures": PictureLimits(count=max_images),
-            "keys": keys,
-        },
-        where="serve",
-    )
-    model, processor = opt.load_model(
-        path,
-        device=device,
-        dtype=dtype,
-        template=template,
-        adapters=adapter,
-        base=base,
-        quant=quant,
-        quant_encoders=quant_encoders,
-        quant_head=quant_head,
-    )
-    if role == "worker":
-        from retinue.serve.llava.worker import pools
+            key = api_keys(backend_key_file, variable="RETINUE_BACKEND_KEY")
+            behind = {"urls": backend, "key": key[0] if key else "", "timeout_s": timeout}
+            backends = Backends(FrontSpec.parse(behind, where="--backend"))
+            size = max_body_mb * 2**20
+            front = create_front(
+                backends, spec=ServeSpec(keys=keys, requests=max_requests, body_bytes=size)
+            )
+            if role == "worker":
+                from retinue.serve.front.relay import Relay, add_relay
+                from retinue.text.template import resolve
 
-        pools(model, processor)
-    service = Service(
-        model,
-        processor,
-        name=name or Path(path).expanduser().resolve().name,
-        engine=engine,
-        spec=spec,
-    )
-    served, own = create_app(service), address_of(link)
-    if role == "worker":
-        from retinue.serve.llava.worker import Worker, add_worker
+                dialect = resolve(template or "vicuna_v1")
+                place = worker_address or own
+                add_relay(
+                    front,
+                    Relay(
+                        backends=backends, template=dialect, address=place, controller=controller
+                    ),
+                )
+            note(f"in front of {', '.join(backend)} at {own}/v1{locked}")
+            run(front, link, grace=grace)
+            return
+        assert paths is not None
+        from retinue.serve.app import create_app
+        from retinue.serve.engine import EngineSpec
+        from retinue.serve.models import Models, load_adapter
+        from retinue.serve.opening import Opening, adapter_places, named_paths
+        from retinue.serve.service import ServeSpec
 
-        worker = Worker(service=service, address=worker_address or own, controller=controller)
-        add_worker(served, worker)
-    locked = "" if keys else ", open to everyone who can reach it"
-    note(f"{service.name} at {own}/v1{locked}")
-    run(served, link, grace=grace)
+        engine = EngineSpec.parse(
+            {
+                "kv_tokens": kv_tokens,
+                "step_tokens": step_tokens,
+                "step_views": step_views,
+                "rows": rows,
+                "feature_bytes": feature_mb * 2**20,
+            },
+            where="serve",
+        )
+        spec = ServeSpec.parse(
+            {
+                "requests": max_requests,
+                "timeout_s": timeout,
+                "body_bytes": max_body_mb * 2**20,
+                "max_tokens": max_new_tokens,
+                "pictures": {
+                    "count": max_images,
+                    "hosts": image_host or [],
+                    "roots": [str(root) for root in media_root or []],
+                },
+                "pressure": {
+                    "who": shrink,
+                    "start": shrink_from,
+                    "full": shrink_full,
+                    "floor": shrink_floor,
+                },
+                "keys": keys,
+                "admin": admin,
+            },
+            where="serve",
+        )
+        named = named_paths(paths, name)
+        if role == "worker" and len(named) > 1:
+            raise ConfigError("a worker has one model", fix="start one worker for each")
+        always, picked = adapter_places(adapter or [], list(named))
 
+        def load(path: str) -> tuple[Retinue, Processor]:
+            found = opt.load_model(
+                path,
+                device=device,
+                dtype=dtype,
+                template=template,
+                adapters=always if path in named.values() else None,
+                base=base,
+                quant=quant,
+                quant_encoders=quant_encoders,
+                quant_head=quant_head,
+            )
+            if role == "worker":
+                from retinue.serve.llava.worker import pools
 
-def api_keys(file: Path | None) -> tuple[str, ...]:
-    """Keys of a file or of the environment. Raises ConfigError for a file without any."""
-    import os
+                pools(*found)
+            return found
 
-    if file is None:
-        return tuple(os.environ.get("RETINUE_API_KEYS", "").replace(",", " ").split())
-    try:
-        found = tuple(line.strip() for line in file.read_text("utf-8").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError("cannot be read", where=str(file), rule=str(error)) from None
-    if not found:
-        raise ConfigError("has no key", where=str(file), rule="one key a line")
-    return found
+        opening = Opening(load=load, engine=engine, spec=spec, base=base)
+        services = {key: opening.service(path, key) for key, path in named.items()}
+        for one in picked:
+            service = services[one.model]
+            load_adapter(service, one.name, one.folder, opening.attach(service, one.folder))
+        models = Models(list(services.values()), open=opening.service, attach=opening.attach)
+        served = create_app(models)
+        if role == "worker":
+            from retinue.serve.llava.worker import Worker, add_worker
 
-
-def bound(host: str, port: int) -> socket.socket:
-    """A socket on which clients can come from now on. Raises ConfigError where none can be had."""
-    import socket
-
-    link = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    link.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        link.bind((host, port))
-        link.listen(1024)
-    except OSError as error:
-        link.close()
-        raise ConfigError(
-            "cannot listen here", where=f"{host}:{port}", rule=error.strerror or str(error)
-        ) from None
-    return link
-
-
-def address_of(link: socket.socket) -> str:
-    """Where a socket listens, as the beginning of a URL."""
-    host, port = link.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def run(served: FastAPI, link: socket.socket, *, grace: int) -> None:
-    """Serve until told to stop; SIGTERM and SIGINT let replies under way end first."""
-    import signal
-
-    import uvicorn
-
-    config = uvicorn.Config(served, log_level="warning", timeout_graceful_shutdown=grace)
-    # uvicorn drains, then raises the signal again: this is where it ends
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    with link:
-        uvicorn.Server(config).run(sockets=[link])
+            worker = Worker(
+                service=models.first, address=worker_address or own, controller=controller
+            )
+            add_worker(served, worker)
+        note(f"{', '.join(services)} at {own}/v1{locked}")
+        run(served, link, grace=grace)

@@ -1,0 +1,1 @@
+"""Our API, and LLaVA's protocol, in front of other servers that speak OpenAI's API."""
