@@ -14,7 +14,9 @@ from retinue.convert.weights import Weights
 from retinue.core.errors import CheckpointError, ConfigError
 from retinue.hub.build import build
 from retinue.hub.load import load
+from retinue.hub.save import save
 from retinue.text.train import train_bpe
+from tiny import tiny_model
 
 CASES = cases("m3-llava", "train*", having="train.json")
 TAKE = {"kind": "take", "encoder": "clip", "layer": -2}
@@ -125,3 +127,43 @@ def test_parts_in_the_wrong_place(case: Path) -> None:
     kinds = {"clip": {"from": tower, "kind": "siglip"}}
     with pytest.raises(ConfigError, match="is a clip, the recipe says siglip"):
         build({"lm": {"from": lm}, "encoders": kinds, "connector": MLP})
+
+
+def test_the_language_model_of_our_own_model(tmp_path: Path) -> None:
+    """Its weights go on, its experts start as their copies, everything else is new."""
+    old, processor = tiny_model(seed=3)
+    save(old, processor, tmp_path / "old")
+    eye = {"image_size": 32, "patch_size": 8, "hidden_size": 16, "num_hidden_layers": 1}
+    section = {
+        "lm": {"from": str(tmp_path / "old")},
+        "encoders": {"eye": {"kind": "patches", "config": eye}},
+        "connector": {"kind": "linear", "of": {"kind": "take", "encoder": "eye", "layer": -1}},
+        "fusion": {"kind": "expert"},
+        "views": {"kind": "squash"},
+        "template": {"name": "vicuna_v1", "system": ""},
+    }
+    report = build(section, tmp_path / "new")
+    assert report.groups["encoders.eye"].new > 0
+    new, words = load(tmp_path / "new")
+    assert words.tokenizer.vocab_size == processor.tokenizer.vocab_size
+    state, held = new.state_dict(), 0
+    for name, tensor in old.state_dict().items():
+        if name.startswith("lm."):
+            held += 1
+            assert torch.equal(state[name], tensor), name
+    assert held > 10
+    twin = state["lm.model.layers.1.mlp.down_proj.weight"]
+    assert torch.equal(state["lm.model.layers.1.visual_mlp.down_proj.weight"], twin)
+
+
+def test_a_language_model_that_is_not_whole(tmp_path: Path) -> None:
+    old, processor = tiny_model()
+    save(old, processor, tmp_path / "old")
+    (tmp_path / "old" / "base.json").write_text('{"base": "elsewhere"}', "utf-8")
+    section = {
+        "lm": {"from": str(tmp_path / "old")},
+        "encoders": {"eye": {"kind": "patches", "config": {"image_size": 32}}},
+        "connector": {"kind": "linear", "of": {"kind": "take", "encoder": "eye"}},
+    }
+    with pytest.raises(CheckpointError, match="only what was trained on another model"):
+        build(section)

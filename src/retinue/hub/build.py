@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from retinue.convert.detect import detect, is_causal_lm
-from retinue.convert.internlm import language_rules, language_weights
-from retinue.convert.keymap import KeyMap
-from retinue.convert.llava import TEMPLATES, text_fields
-from retinue.convert.towers import norm_fields, open_tower, tower_keys
-from retinue.core.errors import CheckpointError, ConfigError
+from retinue.convert.llava import TEMPLATES
+from retinue.core.errors import ConfigError
 from retinue.core.log import once
 from retinue.hub.elastic import make_elastic
 from retinue.hub.grow import grown
 from retinue.hub.held import AS_IS, Copied, Held
 from retinue.hub.load import load
-from retinue.hub.resolve import resolve
+from retinue.hub.parts import Parts, fit_vocabulary, read_encoder, read_language, tokenizer_of
 from retinue.hub.save import save
-from retinue.hub.section import EncoderPart, LMPart, ModelSection
+from retinue.hub.section import ModelSection
 from retinue.hub.stream import Source, fill, skeleton
 from retinue.model.adapters import adapter_names
 from retinue.model.build import build_model
@@ -35,14 +31,6 @@ from retinue.model.retinue import Retinue
 from retinue.model.spec import Plan, RetinueConfig
 from retinue.processor import Processor, ProcessorSpec
 from retinue.text.tokenizer import Tokenizer
-
-MODEL_TYPES = {
-    "clip": "clip_vision_model",
-    "siglip": "siglip_vision_model",
-    "dinov2": "dinov2",
-    "patches": "retinue_patches",
-}
-"""model_type of an encoder kind's config, where a recipe gives sizes without naming it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,19 +57,6 @@ class BuildReport:
             for name, group in self.groups.items()
         ]
         return "\n".join(lines)
-
-
-@dataclass(slots=True)
-class _Parts:
-    """What is known of the parts before the model exists."""
-
-    configs: dict[str, Any] = field(default_factory=dict)
-    specs: dict[str, Any] = field(default_factory=dict)
-    sources: list[Source] = field(default_factory=list)
-    origin: dict[str, str] = field(default_factory=dict)
-    text: dict[str, Any] = field(default_factory=dict)
-    folder: Path | None = None
-    kind: str | None = None
 
 
 def build(
@@ -175,13 +150,13 @@ def _assembled(
     device: str | torch.device,
     where: str,
 ) -> BuildReport:
-    parts = _Parts()
+    parts = Parts()
     assert section.lm is not None
-    _language(section.lm, parts, where=f"{where}.lm")
+    read_language(section.lm, parts, where=f"{where}.lm")
     for name, part in section.encoders.items():
-        _encoder(name, part, parts, where=f"{where}.encoders.{name}")
-    words = tokenizer or _tokenizer(section, parts, where=where)
-    rows = _fit_vocabulary(parts, words, loaded=section.lm.source is not None, where=where)
+        read_encoder(name, part, parts, where=f"{where}.encoders.{name}")
+    words = tokenizer or tokenizer_of(section, parts, where=where)
+    rows = fit_vocabulary(parts, words, loaded=section.lm.source is not None, where=where)
     known = words.id_of("<image>")
     image_id = known if known is not None else max(rows, words.vocab_size)
     spec: dict[str, Any] = {
@@ -216,84 +191,9 @@ def _assembled(
     return BuildReport(model=made.eval(), processor=processor, groups=groups)
 
 
-def _language(part: LMPart, parts: _Parts, *, where: str) -> None:
-    if part.source is None:
-        parts.text = dict(part.config or {})
-        if not is_causal_lm(str(parts.text.get("model_type", ""))):
-            raise ConfigError(
-                f"model_type {parts.text.get('model_type')!r} is no causal language model",
-                where=where,
-                fix="name one that transformers has: llama, mistral, qwen2, gemma2, …",
-            )
-        return
-    found = detect(resolve(part.source))
-    if found.format != "causal-lm":
-        raise CheckpointError(
-            f"is {found.format}, not a language model", where=part.source, fix="use model.from"
-        )
-    parts.text = text_fields(found.config)
-    parts.folder, parts.kind = found.folder, str(found.config["model_type"])
-    parts.origin["lm"] = part.source
-    keys = KeyMap(language_rules(found.config))
-    weights = language_weights(found.weights, found.config)
-    parts.sources.append(Source(weights=weights, keys=keys, label=part.source))
-
-
-def _encoder(name: str, part: EncoderPart, parts: _Parts, *, where: str) -> None:
-    if part.source is None:
-        assert part.kind is not None
-        ENCODERS.get(part.kind)  # registers the kind's own config
-        parts.configs[name] = {"model_type": MODEL_TYPES.get(part.kind), **(part.config or {})}
-        parts.specs[name] = {"kind": part.kind, **part.fields}
-        return
-    tower = open_tower(resolve(part.source), source=part.source)
-    if part.kind not in (None, tower.kind):
-        raise ConfigError(
-            f"{part.source} is a {tower.kind}, the recipe says {part.kind}", where=where
-        )
-    parts.configs[name] = tower.config
-    parts.specs[name] = {"kind": tower.kind, **norm_fields(tower.preprocessor), **part.fields}
-    parts.origin[f"encoders.{name}"] = part.source
-    keys = tower_keys(name)
-    parts.sources.append(Source(weights=tower.weights, keys=keys, label=part.source))
-
-
-def _tokenizer(section: ModelSection, parts: _Parts, *, where: str) -> Tokenizer:
-    if section.tokenizer is not None and section.tokenizer.source is not None:
-        folder = resolve(section.tokenizer.source, weights=False)
-    elif parts.folder is not None:
-        folder = parts.folder
-    else:
-        raise ConfigError(
-            "a language model from a config has no tokenizer",
-            where=where,
-            fix="add tokenizer: {from: PATH}",
-        )
-    return Tokenizer.load(folder, slow=parts.text.get("model_type") == "llama")
-
-
-def _fit_vocabulary(parts: _Parts, words: Tokenizer, *, loaded: bool, where: str) -> int:
-    """Rows of the embedding table; a new model may leave vocabulary and special ids open."""
-    if not loaded:
-        parts.text.setdefault("vocab_size", words.vocab_size)
-        for role in ("bos", "eos", "pad"):
-            parts.text.setdefault(f"{role}_token_id", getattr(words, f"{role}_id"))
-    rows = int(parts.text["vocab_size"])
-    if rows >= words.vocab_size:
-        return rows
-    if not loaded:
-        raise ConfigError(
-            f"{words.vocab_size} tokens in the tokenizer, {rows} rows in the language model",
-            where=f"{where}.lm.config.vocab_size",
-            fix="leave vocab_size out, or raise it",
-        )
-    parts.text["vocab_size"] = words.vocab_size
-    return words.vocab_size
-
-
 def _weights(
     config: RetinueConfig,
-    parts: _Parts,
+    parts: Parts,
     section: ModelSection,
     *,
     rows: int,
@@ -313,9 +213,7 @@ def _weights(
         pad = grown(tables, rows=rows)
         changes = {name: lambda t, name=name: pad(name, t) for name in tables}
         first = parts.sources[0]
-        parts.sources[0] = Source(
-            weights=first.weights, keys=first.keys, label=first.label, changes=changes
-        )
+        parts.sources[0] = replace(first, changes=changes)
         copies = {new: old for new in made.state_dict() if (old := made.fusion.copied(new))}
         copied = Copied(first.weights, first.keys, copies)
         parts.sources.append(Source(weights=copied, keys=AS_IS, label="copies"))
@@ -326,7 +224,7 @@ def _weights(
     return made
 
 
-def _renew(made: Retinue, parts: _Parts) -> None:
+def _renew(made: Retinue, parts: Parts) -> None:
     """Replace the parts that no file holds by initialised ones."""
     plan = made.plan
     made.connector = build_connector(plan.spec.connector, plan.shapes, plan.lm_width)
@@ -351,7 +249,7 @@ def count(module: nn.Module) -> int:
     return frozen + sum(parameter.numel() for parameter in module.parameters())
 
 
-def _processor_spec(section: ModelSection, plan: Plan, parts: _Parts) -> ProcessorSpec:
+def _processor_spec(section: ModelSection, plan: Plan, parts: Parts) -> ProcessorSpec:
     streams: dict[str, Any] = {}
     for name, shape in plan.shapes.items():
         stream = {"size": shape.size, "mean": shape.mean, "std": shape.std}

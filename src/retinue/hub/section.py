@@ -35,7 +35,10 @@ class Part(Spec):
 
 
 class LMPart(Part):
-    """The language model: weights from a folder, or a config with model_type and sizes."""
+    """The language model: weights from a folder, or a config with model_type and sizes.
+
+    The folder may be a whole model of ours, of which the language model is taken.
+    """
 
     @model_validator(mode="after")
     def _one(self) -> Self:
