@@ -37,7 +37,8 @@ IMAGE_ID = -200
 """Placeholder id; the original has none, and no tokenizer produces it."""
 
 VIT_SIDE, FINAL = 224, 1000
-
+GRID = 16
+"""Rows and columns of a view's tokens: 224 pixels in patches of 14."""
 
 Precision = Literal["original", "clean"]
 """original: normalised pixels resampled in fp16 without antialiasing, 224 to 256 by nearest.
@@ -46,12 +47,16 @@ clean: every view from the picture itself by Pillow's filters, normalised in fp3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
-    """side: of the square that a picture becomes; across: tiles per row; wide: ConvNeXt's view."""
+    """side: of the square that a picture becomes; across: tiles per row; wide: ConvNeXt's view.
+
+    halved: tiles are shown at half the resolution.
+    """
 
     side: int = VIT_SIDE
     across: int = 1
     wide: int | None = None
     sees: bool = True
+    halved: bool = False
 
 
 TEXT = Variant(sees=False)
@@ -59,7 +64,9 @@ VARIANTS: dict[str, Variant] = {
     **dict.fromkeys(("llama", "llama_peft"), TEXT),
     **dict.fromkeys(("mixtral", "mixtral_sparse", "mixtral_peft"), TEXT),
     **dict.fromkeys(("llama_ens", "llama_ens_peft"), Variant()),
+    **dict.fromkeys(("llama_qformerv2", "llama_qformerv2_peft"), Variant()),
     "llama_ens5": Variant(side=448, across=2),
+    "llama_ens5p2": Variant(side=448, across=2, halved=True),
     "llama_ens10": Variant(side=672, across=3),
     "llama_ens_light": Variant(side=512, wide=512),
     "llama_ens5_light": Variant(side=1024, across=2, wide=512),
@@ -121,7 +128,7 @@ def import_sphinx(
     spec: dict[str, Any] = {
         "encoders": encoder_specs(encoders, sizes, precision=precision),
         "connector": connector(weights, encoders, sizes, given) if encoders else {"kind": "blind"},
-        "layout": {"kind": "bracket" if "start_img" in weights else "plain"},
+        "layout": layout(weights, sizes) if encoders else {"kind": "plain"},
         "fusion": {"kind": "splice"},
         "image_token_id": IMAGE_ID,
     }
@@ -191,8 +198,22 @@ def connector(
             elif name in encoders:
                 parts.append(take(name))
         mixed = {"kind": "channel", "parts": parts}
+        if sizes.halved:
+            mixed = {"kind": "pyramid", "of": mixed}
         branches.append({"kind": "linear", "norm": True, "of": mixed})
     return branches[0] if len(branches) == 1 else {"kind": "sequence", "parts": branches}
+
+
+def layout(weights: Weights, sizes: Variant) -> dict[str, Any]:
+    """Every view in brackets; halved tiles show the queries, the class token and the coarse grid."""
+    if "start_img" not in weights:
+        return {"kind": "plain"}
+    if not sizes.halved:
+        return {"kind": "bracket"}
+    queries = weights.shape("qformer.query_tokens")[1] if "qformer.query_tokens" in weights else 0
+    fine = queries + 1 + GRID * GRID
+    tile = [(0, queries + 1), (fine, fine + GRID * GRID // 4)]
+    return {"kind": "bracket", "whole": [(0, fine)], "tile": tile}
 
 
 def pictures(sizes: Variant, *, precision: Precision = "original") -> dict[str, Any]:

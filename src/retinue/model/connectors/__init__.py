@@ -16,6 +16,7 @@ CONNECTORS: Registry[type] = Registry(
         "pool": "retinue.model.connectors.pool:Pool",
         "qformer": "retinue.model.connectors.qformer:QFormer",
         "regrid": "retinue.model.connectors.regrid:Regrid",
+        "pyramid": "retinue.model.connectors.pyramid:Pyramid",
         "blind": "retinue.model.connectors.blind:Blind",
         "perceiver": "retinue.model.connectors.perceiver:Perceiver",
         "abstractor": "retinue.model.connectors.abstractor:Abstractor",
