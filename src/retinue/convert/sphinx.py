@@ -197,7 +197,7 @@ def connector(
                 parts.append({"kind": "regrid", "repeat": repeat, "mean": True, "of": cells})
             elif name in encoders:
                 parts.append(take(name))
-        mixed = {"kind": "channel", "parts": parts}
+        mixed: dict[str, Any] = {"kind": "channel", "parts": parts}
         if sizes.halved:
             mixed = {"kind": "pyramid", "of": mixed}
         branches.append({"kind": "linear", "norm": True, "of": mixed})
@@ -205,7 +205,7 @@ def connector(
 
 
 def layout(weights: Weights, sizes: Variant) -> dict[str, Any]:
-    """Every view in brackets; halved tiles show the queries, the class token and the coarse grid."""
+    """Every view in brackets; halved tiles show queries, class token and the coarse grid."""
     if "start_img" not in weights:
         return {"kind": "plain"}
     if not sizes.halved:

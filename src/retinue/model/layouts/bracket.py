@@ -17,7 +17,6 @@ from retinue.model.layouts.base import Layout, LayoutSpec
 from retinue.ops.grid import empty_tiles
 from retinue.types import Features, Grid, TokenShape, VisualTokens
 
-
 Cuts = list[tuple[int, int]]
 """Stretches of a view's tokens: (first, behind the last) of each."""
 
