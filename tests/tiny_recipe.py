@@ -140,7 +140,8 @@ def small_source(
         rows.append(row)
     path = folder / f"source-{number}.json"
     path.write_text(json.dumps(rows), "utf-8")
-    return {**source, "path": str(path), "media_root": str(folder), "format": "llava"}
+    kept = {key: value for key, value in source.items() if key != "web"}
+    return {**kept, "path": str(path), "media_root": str(folder), "format": "llava"}
 
 
 def small_stage(stage: dict[str, Any], steps: int) -> dict[str, Any]:
