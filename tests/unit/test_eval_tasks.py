@@ -191,13 +191,47 @@ def test_saved_answers_of_several_kinds(tmp_path):
     )
     saved = read_predictions(path)
     assert (dict(saved.texts), saved.count, saved.broken) == ({"1": "a", "2": "b"}, 2, 1)
-    path.write_text('[{"doc_id": 0, "resps": [["a"]], "filtered_resps": ["A"]}]', "utf-8")
-    saved = read_predictions(path)
-    assert saved.numbered
-    assert saved.texts["0"] == "A"
     path.write_text('{"id": 1}\n{"id": 2}\n', "utf-8")
     with pytest.raises(DataError, match=r"p\.jsonl:1"):
         read_predictions(path)
+
+
+def sample(place, said, asked, **doc):
+    arguments = [f"{asked}\nAnswer briefly.", {"max_new_tokens": 4}, place, "t", "test"]
+    found = {"doc_id": place, "doc": doc, "arguments": arguments, "resps": [[said]]}
+    return {**found, "filtered_resps": [said]}
+
+
+def test_samples_of_lmms_eval_are_matched_by_id_or_by_what_was_asked(tmp_path):
+    """Another kit orders a benchmark in its own way and repeats ids over categories."""
+    path = tmp_path / "samples.jsonl"
+    _, _, questions = read("pope", tmp_path)
+    rows = [
+        sample(n, f"{category} {number}", "Is there a dog?", question_id=number, category=category)
+        for n, (category, number) in enumerate(
+            (category, number)
+            for category in ("random", "adversarial", "popular")
+            for number in (2, 1)
+        )
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    saved = read_predictions(path)
+    for number, question in enumerate(questions):
+        assert saved.of(question, number) == question.sample.id.replace("/", " ")
+    _, _, questions = read("gqa", tmp_path)
+    asked = [question.sample.messages[0].text.strip().split("\n")[0] for question in questions]
+    rows = [sample(n, f"a{n}", text) for n, text in enumerate(asked)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    saved = read_predictions(path)
+    assert [saved.of(question, n) for n, question in enumerate(questions)] == ["a0", "a1"]
+    assert saved.of(questions[1], 0) is None, "something else was asked there"
+    metric = {"question_id": "202", "score": 1.0}  # what the command leaves in its file
+    rows = [{"doc_id": 7, "input": "other", "filtered_resps": "left", "accuracy": metric}]
+    path.write_text(json.dumps(rows), "utf-8")
+    assert read_predictions(path).of(questions[1], 1) == "left"
+    old = {"doc_id": 0, "input": asked[0].upper(), "resps": [["A"]]}
+    path.write_text(json.dumps([old]), "utf-8")
+    assert read_predictions(path).of(questions[0], 0) == "A"
 
 
 def test_questions_without_an_answer_are_told_of(tmp_path):

@@ -29,17 +29,23 @@ CHOICES = "choices"
 HELD, READ = 8192, 1024
 """Most cached tokens that are copied for paths read together, and most tokens of those paths."""
 Path = tuple[int, ...]
+Chances = dict[Path, tuple[float, bool]]
+"""Ids -> log-probability of the last one after the others, and whether it is the likeliest."""
 Skipped = Callable[[int, Sample, Exception], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranked:
-    """The likeliest of the given answers. scores: those of all, in the order given."""
+    """The likeliest of the given answers. scores: those of all, in the order given.
+
+    greedy: whether each answer's tokens are the likeliest ones, which decoding would write.
+    """
 
     id: str
     number: int
     text: str
     scores: list[float]
+    greedy: list[bool]
     choices: tuple[str, ...]
     finish: str = "ranked"
     tokens: list[int] = field(default_factory=list)
@@ -92,13 +98,14 @@ def rank(
         batch = processor.collate(examples, pad_side="left").to(device_of(model))
         options = [own for *_, own in asked]
         found = option_scores(model, batch, options, mean=norm == "mean", known=known)
-        for (number, sample, names, _), scores, example in zip(asked, found, examples, strict=True):
-            seen = visual_tokens(example)
+        for (number, sample, names, _), own, example in zip(asked, found, examples, strict=True):
+            seen, scores = visual_tokens(example), [score for score, _ in own]
             yield Ranked(
                 id=sample.id,
                 number=number,
                 text=names[max(range(len(scores)), key=scores.__getitem__)],
                 scores=scores,
+                greedy=[first for _, first in own],
                 choices=names,
                 budget=budget,
                 visual_tokens=seen,
@@ -114,8 +121,8 @@ def option_scores(
     *,
     mean: bool = True,
     known: int | None = None,
-) -> list[list[float]]:
-    """Log-likelihood of each of a prompt's options: options[row] -> ids of its answers.
+) -> list[list[tuple[float, bool]]]:
+    """(log-likelihood, whether greedy) of a prompt's options: options[row] -> ids of its answers.
 
     batch: (B, ...) left-padded prompts, which run once. Of the answers each distinct beginning runs
     once per prompt; answers of one id cost nothing more. mean: over an answer's ids, else the sum.
@@ -123,7 +130,7 @@ def option_scores(
     cache = runner.new_cache()
     last_BV = kept(runner.run(batch, cache=cache, keep="last"), known).float().log_softmax(-1)
     wanted = [followers(own) for own in options]
-    chances: list[dict[Path, float]] = [{} for _ in options]
+    chances: list[Chances] = [{} for _ in options]
     keep(chances, [(row, (), last_BV[row]) for row in range(len(options))], wanted)
     paths = [(row, path) for row, own in enumerate(wanted) for path in leaves(own)]
     paths.sort(key=lambda one: len(one[1]))
@@ -141,13 +148,16 @@ def option_scores(
         ]
         keep(chances, spots, wanted)
     return [
-        [
-            sum(found[tuple(ids[: end + 1])] for end in range(len(ids)))
-            / (max(len(ids), 1) if mean else 1)
-            for ids in own
-        ]
+        [answer(found, ids, mean=mean) for ids in own]
         for own, found in zip(options, chances, strict=True)
     ]
+
+
+def answer(found: Chances, ids: Sequence[int], *, mean: bool) -> tuple[float, bool]:
+    """Score of one answer, and whether each of its ids is the likeliest after those before."""
+    each = [found[tuple(ids[: end + 1])] for end in range(len(ids))]
+    total = sum(value for value, _ in each)
+    return total / max(len(ids), 1) if mean else total, all(first for _, first in each)
 
 
 def read(
@@ -194,7 +204,7 @@ def leaves(wanted: dict[Path, list[int]]) -> list[Path]:
 
 
 def keep(
-    chances: list[dict[Path, float]],
+    chances: list[Chances],
     spots: Sequence[tuple[int, Path, Tensor]],
     wanted: Sequence[dict[Path, list[int]]],
 ) -> None:
@@ -202,7 +212,10 @@ def keep(
     for row, path, logs_V in spots:
         left = [id for id in wanted[row].get(path, ()) if (*path, id) not in chances[row]]
         values = logs_V[torch.tensor(left, dtype=torch.long, device=logs_V.device)].tolist()
-        chances[row] |= {(*path, id): value for id, value in zip(left, values, strict=True)}
+        top = int(logs_V.argmax())
+        chances[row] |= {
+            (*path, id): (value, id == top) for id, value in zip(left, values, strict=True)
+        }
 
 
 class Continuations:

@@ -29,30 +29,35 @@ class Saved:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predictions:
-    """id -> text. count: rows read; broken: lines that are no JSON; order: texts as they came."""
+    """id -> text. count: rows read; broken: lines that are no JSON; order: texts as they came.
+
+    numbered: lmms-eval's samples, place -> (what was asked, the answer). Kits order benchmarks
+    in their own ways, so a place counts only where the same was asked there.
+    """
 
     texts: Mapping[str, str]
     order: Sequence[str]
     count: int
     broken: int
-    numbered: bool
+    numbered: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     def of(self, question: Question, number: int) -> str | None:
         """The answer to a question: by its aliases, its id, or by its place for lmms-eval's."""
         for name in (*question.aliases, question.sample.id):
             if name in self.texts:
                 return self.texts[name]
-        if self.numbered:
-            return self.texts.get(str(number))
-        return None
+        there, said = self.numbered.get(str(number), ("", ""))
+        own = question.sample.messages[-1].text.strip().partition("\n")[0]
+        return said if own and plain(own) in plain(there) else None
 
 
 def read_predictions(path: Path) -> Predictions:
     """JSONL or a JSON list of {question_id|id|..., text|prediction|...}, or {id: text}.
 
     Rows with a `prompt` stand under their id and question as well, since some files give all
-    questions of a picture one id. lmms-eval's samples {doc_id, filtered_resps} are known by the
-    number of the question. A line that is cut off counts as broken; other forms raise DataError.
+    questions of a picture one id. lmms-eval's samples {doc_id, input, filtered_resps} are known by
+    the ids that stand with them, else by their place. A line that is cut off counts as broken;
+    other forms raise DataError.
     """
     broken, rows = 0, []
     text = path.read_text("utf-8")
@@ -73,15 +78,48 @@ def read_predictions(path: Path) -> Predictions:
                 broken += bool(line.strip())
     found: dict[str, str] = {}
     order = []
-    numbered = False
+    numbered: dict[str, tuple[str, str]] = {}
+    twice: set[str] = set()
     for where, row in rows:
-        numbered = numbered or (isinstance(row, Mapping) and "doc_id" in row)
         name, said = one(row, where=where)
         order.append(said)
-        found[name] = said
-        if isinstance(row.get("prompt"), str):
-            found[f"{name}\n{asked(row['prompt'])}"] = said
-    return Predictions(texts=found, order=order, count=len(rows), broken=broken, numbered=numbered)
+        if "doc_id" not in row:
+            found[name] = said
+            if isinstance(row.get("prompt"), str):
+                found[f"{name}\n{asked(row['prompt'])}"] = said
+            continue
+        numbered[name] = (context(row), said)
+        held = [one for one in row.values() if isinstance(one, Mapping)]  # its doc, its metrics
+        for other in dict.fromkeys(name for one in held for name in names_in(one)):
+            if found.setdefault(other, said) != said:
+                twice.add(other)
+    texts = {name: said for name, said in found.items() if name not in twice}
+    return Predictions(texts=texts, order=order, count=len(rows), broken=broken, numbered=numbered)
+
+
+def context(row: Mapping[str, Any]) -> str:
+    """What lmms-eval's sample was asked: its `arguments` or, of older versions, `input`."""
+    for given in (row.get("arguments"), row.get("input")):
+        while isinstance(given, list) and given:
+            given = given[0]
+        if isinstance(given, str):
+            return given
+    doc = row.get("doc")
+    return str(doc.get("question", "")) if isinstance(doc, Mapping) else ""
+
+
+def names_in(doc: Mapping[str, Any]) -> Iterator[str]:
+    """The ids in a benchmark's own row, alone and behind its category, as POPE's are here."""
+    for key in IDS:
+        if isinstance(doc.get(key), str | int):
+            yield str(doc[key])
+            if isinstance(doc.get("category"), str):
+                yield f"{doc['category']}/{doc[key]}"
+
+
+def plain(text: str) -> str:
+    """A text without case and white space."""
+    return "".join(text.split()).lower()
 
 
 def one(row: Any, *, where: str) -> tuple[str, str]:

@@ -37,4 +37,4 @@ def name_scores(
     prompts: left-padded rows; mean: over the ids of a name, else their sum.
     """
     found = option_scores(model, prompts, [names] * len(prompts.tokens), mean=mean)
-    return torch.tensor(found)
+    return torch.tensor([[score for score, _ in row] for row in found])
