@@ -14,9 +14,10 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 # gradio wants a Pillow below 13 on paper only; pictures are compared bit by bit with Pillow 13.
+# lmms-eval asks for torchvision and timm, and works without them.
 $(STAMP): $(READY)
 	$(PIP) -e '.[dev]'
-	$(PIP) --no-deps gradio gradio_client hf-gradio
+	$(PIP) --no-deps gradio gradio_client hf-gradio lmms-eval==0.7.3
 	touch $(STAMP)
 
 demo: $(READY)          ## train a small multimodal model on this machine and talk to it
