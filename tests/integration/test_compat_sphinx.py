@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from PIL import Image
 
 from retinue.compat.sphinx import SPHINXModel
@@ -16,9 +14,8 @@ from retinue.core.errors import CheckpointError, RequestError
 from retinue.hub.convert import convert
 from retinue.hub.save import save
 from tiny import tiny_model
-
-QUESTION = [["What's in the image?", None]]
-GENERATION = {"max_gen_len": 6, "temperature": 0.9, "top_p": 0.5, "seed": 0}
+from tiny_snippet import GENERATION, QUESTION, second_snippet
+from tiny_tensor import on_ranks
 
 
 @pytest.fixture(scope="module")
@@ -108,34 +105,12 @@ def test_hub_paths(written: str, ours: str) -> None:
     assert hub_path(written) == ours
 
 
-def rank(number: int, folder: Path, port: int, replies: Any) -> None:
-    """The README's second snippet: a group of ranks, one model, one reply."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        backend="gloo", rank=number, world_size=2, init_method=f"tcp://127.0.0.1:{port}"
-    )
-    model = SPHINXModel.from_pretrained(
-        pretrained_path=folder,
-        mp_group=torch.distributed.new_group(ranks=[0, 1]),
-        device="cpu",
-    )
-    replies.put((number, model.generate_response(QUESTION, None, **GENERATION)))
-    torch.distributed.destroy_process_group()
-
-
-def test_second_snippet(folder: Path, free_port: int) -> None:
-    context = multiprocessing.get_context("spawn")
-    replies = context.Queue()
-    ranks = [
-        context.Process(target=rank, args=(number, folder, free_port, replies))
-        for number in range(2)
-    ]
-    for process in ranks:
-        process.start()
-    found = dict(replies.get(timeout=120) for _ in ranks)
-    for process in ranks:
-        process.join(timeout=60)
-        assert process.exitcode == 0
+def test_second_snippet(folder: Path) -> None:
+    """Two processes with a group of theirs reply as one does, each with half of the layers."""
+    found = on_ranks(second_snippet, folder)
     alone = SPHINXModel.from_pretrained(folder, device="cpu")
-    assert set(found) == {0, 1}
-    assert set(found.values()) == {alone.generate_response(QUESTION, None, **GENERATION)}
+    reply = alone.generate_response(QUESTION, None, **GENERATION)
+    assert [one["reply"] for one in found] == [reply, reply]
+    for one in found:
+        assert len(one["parts"]) == 7, "the projections of one layer"
+        assert set(one["parts"].values()) == {0.5}

@@ -90,12 +90,21 @@ class ColumnLinear(Divided, nn.Linear):
 
 
 class RowLinear(Divided, nn.Linear):
-    """Each rank multiplies its I / N inputs; the products are summed. The bias is whole."""
+    """Each rank multiplies its I / N inputs; the products are summed. The bias is whole.
+
+    On a CPU the summands of half-precision weights are kept in fp32 and rounded once, as one
+    process rounds its sum: replies then are the same but for rare last digits.
+    """
 
     def forward(self, x_XI: Tensor) -> Tensor:
         """(..., I / N) -> (..., O)."""
-        y_XO = leave(nn.functional.linear(x_XI, local(self.weight)), self.tensor_mesh)
-        return y_XO if self.bias is None else y_XO + self.bias.to(y_XO.dtype)
+        weight_OI, dtype = local(self.weight), x_XI.dtype
+        if weight_OI.device.type == "cpu":
+            x_XI, weight_OI = x_XI.float(), weight_OI.float()
+        y_XO = leave(nn.functional.linear(x_XI, weight_OI), self.tensor_mesh)
+        if self.bias is not None:
+            y_XO = y_XO + self.bias.to(y_XO.dtype)
+        return y_XO if torch.is_autocast_enabled(y_XO.device.type) else y_XO.to(dtype)
 
 
 class _Parts(Divided):

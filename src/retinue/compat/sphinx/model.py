@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from retinue.hub.load import load_with_report
 from retinue.hub.sphinx import open_sphinx
 from retinue.ops.backend import pick_device
 from retinue.types import Message, Text
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 Turn = Sequence[str | None]
 
@@ -44,12 +47,14 @@ class SPHINXModel(MetaModel):
     ) -> Self:
         """A model of one folder or of several, later ones over earlier ones.
 
-        with_visual: accepted without effect, the weights say what the model sees; mp_group: every
-        rank of it holds the whole model and gives the same answers; quant: 4 bits per weight;
-        precision, ours: clean resamples pictures by Pillow's filters, without fp16.
-        Raises CheckpointError naming a missing file and the argument that replaces it.
+        with_visual: accepted without effect, the weights say what the model sees; mp_group: a
+        process group whose ranks share the language model's layers; all of them load and ask
+        together, and get the same answers; quant: 4 bits per weight, in one process; precision,
+        ours: clean resamples pictures by Pillow's filters, without fp16.
+        Raises CheckpointError naming a missing file and the argument that replaces it, ConfigError
+        for a group among which the heads cannot be dealt out.
         """
-        del with_visual, mp_group
+        del with_visual
         files = [llama_config] if isinstance(llama_config, str | Path) else llama_config
         paths: list[str | Path] = (
             [pretrained_path] if isinstance(pretrained_path, str | Path) else list(pretrained_path)
@@ -61,8 +66,13 @@ class SPHINXModel(MetaModel):
             tokenizer_path=tokenizer_path,
             precision=precision,
         )
+        place = pick_device(device)[0]
         found = load_with_report(
-            opened, device=pick_device(device)[0], dtype=dtype, quant="bnb4" if quant else None
+            opened,
+            device=place,
+            dtype=dtype,
+            quant="bnb4" if quant else None,
+            mesh=mesh_of(mp_group, place),
         )
         return cls(found.model, found.processor, max_seq_len=max_seq_len)
 
@@ -117,6 +127,15 @@ class SPHINXModel(MetaModel):
         torch.manual_seed(seed)
         np.random.seed(seed)
         return prompt_of(self, qas)
+
+
+def mesh_of(group: Any, device: torch.device) -> DeviceMesh | None:
+    """The ranks of a process group as one line; None for no group, or one of a single rank."""
+    if group is None or group.size() == 1:
+        return None
+    from torch.distributed.device_mesh import DeviceMesh
+
+    return DeviceMesh.from_group(group, device.type, mesh_dim_names=("tensor",))
 
 
 def hub_path(path: str | Path) -> str | Path:
