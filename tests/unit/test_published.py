@@ -379,3 +379,36 @@ def test_a_file_of_another_kind_ends_in_one_line(tmp_path, name, capsys):
     words = ["data", "convert", str(path), str(tmp_path / "out.json"), "--from", name]
     assert run([*words, "--made", str(tmp_path / "made")]) in (2, 3)
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_folders_of_classes_become_conversations(tmp_path, capsys):
+    """SPHINX's tuning data to the letter, and readable as Accessory's own."""
+    root = tmp_path / "train"
+    for name in ("n02/b.JPEG", "n01/c.png", "n02/a.jpg"):
+        picture(root / name.replace("JPEG", "jpeg"))
+    (root / "n01" / "notes.txt").write_text("no picture", "utf-8")
+    lines = tmp_path / "names.txt"
+    lines.write_text("n01 tench, Tinca tinca\nn02 great white shark\nn03 unused\n", "utf-8")
+    words = ["data", "convert", str(root), str(tmp_path / "out.json"), "--from", "imagefolder"]
+    assert run([*words, "--names", str(lines)]) == 0
+    made = json.loads((tmp_path / "out.json").read_text("utf-8"))
+
+    def row(image, called):
+        turns = [("human", "Classify the image."), ("gpt", f"This is a {called}")]
+        return {"image": image, "conversations": [{"from": a, "value": b} for a, b in turns]}
+
+    assert made == [
+        row("n01/c.png", "tench"),
+        row("n02/a.jpg", "great white shark"),
+        row("n02/b.jpeg", "great white shark"),
+    ]
+    meta = tmp_path / "data_config.yaml"
+    meta.write_text(f"META:\n  - {{path: {tmp_path}/out.json, type: image, root: {root}}}\n")
+    found = open_format(meta, format="accessory")
+    assert len(found) == 3
+    assert found[0].media[0].source == str(root / "n01/c.png")
+    write(tmp_path / "index.json", {"0": ["n01", "tench"], "1": ["n02", "shark"]})
+    assert run([*words, "--names", str(tmp_path / "index.json")]) == 0
+    lines.write_text("n01 tench\n", "utf-8")
+    assert run([*words, "--names", str(lines)]) == 3
+    assert "1 folders have no name, n02 the first" in capsys.readouterr().err

@@ -14,6 +14,7 @@ EPILOG = examples(
     "retinue data convert detail_23k.json detail.json --from llava",
     "retinue data convert v2_OpenEnded_mscoco_train2014_questions.json vqa.json --from vqav2",
     "retinue data convert mine.csv mine.json --from map --map image=file,question=q,answer=a",
+    "retinue data convert imagenet/train imagenet.json --from imagefolder --names classes.txt",
     "retinue ls datasets",
 )
 
@@ -32,6 +33,10 @@ def convert(
             help="For --from map: which column is id, image, question and answer.",
         ),
     ] = None,
+    names: Annotated[
+        Path | None,
+        typer.Option(help="For --from imagefolder: what each folder is called, lines or JSON."),
+    ] = None,
     images: Annotated[
         str | None,
         typer.Option(
@@ -47,7 +52,10 @@ def convert(
     ] = None,
     seed: Annotated[int, typer.Option(help="Draws wordings of requests, and orders.")] = 0,
 ) -> None:
-    """Write rows of `input` and `output`, pictures' paths between two <img_path>."""
+    """Write rows of `input` and `output`, pictures' paths between two <img_path>.
+
+    `imagefolder` writes conversations, as SPHINX's tuning example has them.
+    """
     from retinue.core.errors import ConfigError, DataError
     from retinue.core.files import write_json
     from retinue.data.published import PUBLISHED, Raw
@@ -63,6 +71,7 @@ def convert(
         split=split,
         columns=named_columns(columns),
         made=made,
+        names=names,
         shown_as=made.as_posix() if made else "",
     )
     try:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from retinue.core.registry import Registry
 from retinue.data.published.raw import Raw, Row
 
-Converter = Callable[[Raw], Iterator[Row]]
-"""A data set in its own layout -> rows of `input` and `output`."""
+Converter = Callable[[Raw], Iterator[Mapping[str, Any]]]
+"""A data set in its own layout -> rows of `input` and `output`, or of `conversations`."""
 
 _HERE = "retinue.data.published"
 
@@ -22,6 +23,7 @@ PUBLISHED: Registry[Converter] = Registry(
         "gqa": f"{_HERE}.questions:gqa",
         "grid_3d": f"{_HERE}.questions:grid_3d",
         "hme100k": f"{_HERE}.captions:hme100k",
+        "imagefolder": f"{_HERE}.folders:imagefolder",
         "img2p": f"{_HERE}.captions:img2p",
         "lamini": f"{_HERE}.text:lamini",
         "lamm": f"{_HERE}.dialogs:lamm",

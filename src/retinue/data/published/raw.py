@@ -30,7 +30,7 @@ class Raw:
     path: its file or folder. images: what stands before a picture's name in the rows, None for
     the converter's default. rng: draws requests and orders. split: one part, where a file has
     several. columns: field of a row -> column, for `map`. made: where new pictures are written,
-    and `shown_as` what stands before their names in the rows.
+    and `shown_as` what stands before their names in the rows. names: file that names classes.
     """
 
     path: Path
@@ -40,6 +40,7 @@ class Raw:
     columns: Mapping[str, str] = field(default_factory=dict)
     made: Path | None = None
     shown_as: str = ""
+    names: Path | None = None
 
     def picture(self, name: str, *, under: str = "") -> str:
         """A picture's path in a row: the given folder, or `under`, before its name."""
