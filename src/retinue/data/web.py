@@ -108,13 +108,18 @@ def web_document(
     )
 
 
-def told_document(row: Mapping[str, Any], *, most: int, eos: str) -> WebDocument:
-    """A generated sequence with `_!_IMAGE0_!_` marks and a map of pictures."""
+def told_document(
+    row: Mapping[str, Any], *, most: int, eos: str, lossy: bool = True
+) -> WebDocument:
+    """A generated sequence with `_!_IMAGE0_!_` marks and a map of pictures.
+
+    lossy: where it has too many, the text of the last picture kept is lost, as in the original.
+    """
     marks = re.findall(r"_!_IMAGE\d+_!_", row["example"])
     text = re.sub(r"_!_IMAGE\d+_!_", CHUNK + IMAGE, row["example"])
     places = [found.start() for found in re.finditer(IMAGE, text)]
-    if len(places) > most:  # as the original: one picture's text is lost
-        text = text[: places[most - 1]]
+    if len(places) > most:
+        text = text[: places[most - int(lossy)]]
     encoded = [row["image_map"][mark]["base64_image"] for mark in marks[:most]]
     return WebDocument(text=tidied(text, eos=eos), images=[base64.b64decode(e) for e in encoded])
 

@@ -136,7 +136,7 @@ class Shards:
         web = self.web
         try:
             if row.get("is_gpt"):
-                found = told_document(row, most=web.most, eos="")
+                found = told_document(row, most=web.most, eos="", lossy=False)
             else:
                 found = web_document(
                     row,
@@ -157,7 +157,7 @@ class Shards:
                 rule="text_list, image_info and similarity_matrix, as MMC4 has them",
                 fix="mend the record, or set on_error to skip",
             ) from None
-        texts = found.text.removesuffix(CHUNK).split(IMAGE)
+        texts = found.text.replace(CHUNK + CHUNK, CHUNK).removesuffix(CHUNK).split(IMAGE)
         if len(texts) != len(found.images) + 1:
             raise DataError(
                 f"{len(texts) - 1} {IMAGE} for {len(found.images)} pictures",
