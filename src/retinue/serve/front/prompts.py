@@ -22,8 +22,9 @@ def conversation(prompt: str, template: Template) -> list[tuple[Role, str]]:
     """
     (start, opening, bare), between, closing = marks(template)
     head, sign, rest = prompt.partition(opening)
-    if not sign and prompt.lstrip().startswith(bare):
-        head, sign, rest = start, bare, prompt.lstrip().removeprefix(bare)
+    text = prompt.lstrip()
+    if text.startswith(bare) and not (start and text.startswith(start) and sign):
+        head, sign, rest = start, bare, text.removeprefix(bare)
     if not sign or not head.strip().startswith(start):
         raise unlike(template)
     system = head.strip().removeprefix(start).strip()
