@@ -9,6 +9,7 @@ import io
 import multiprocessing
 import os
 import pickle
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -26,28 +27,34 @@ CONTEXT.set_forkserver_preload(
 
 
 def together(count: int, work: Callable[..., Any], *args: Any) -> list[Any]:
-    """What `work(rank, *args)` returned in each of `count` processes. Raises what one raised."""
+    """What `work(rank, *args)` returned in each of `count` processes. Raises what one raised.
+
+    A process that was killed gives minus the signal.
+    """
     port, answers = free_port(), CONTEXT.SimpleQueue()
     everyone = [
         CONTEXT.Process(target=_enter, args=(rank, count, port, answers, work, args), daemon=True)
         for rank in range(count)
     ]
+    found: dict[int, Any] = {}
+    late = time.monotonic() + PATIENCE_S
     try:
         for one in everyone:
             one.start()
-        found: dict[int, Any] = {}
         while len(found) < count:
-            if not answers._reader.poll(PATIENCE_S):
-                raise TimeoutError(f"only {sorted(found)} of {count} processes answered")
-            rank, good, value = answers.get()
-            if not good:
-                raise AssertionError(f"process {rank} failed:\n{value}")
-            found[rank] = pickle.loads(value)
-        for one in everyone:
-            one.join(20)
+            if answers._reader.poll(0.2):
+                rank, good, value = answers.get()
+                assert good, f"process {rank} failed:\n{value}"
+                found[rank] = pickle.loads(value)
+                continue
+            for rank, one in enumerate(everyone):
+                if one.exitcode is not None and one.exitcode < 0:
+                    found.setdefault(rank, one.exitcode)
+            assert time.monotonic() < late, f"only {sorted(found)} of {count} processes answered"
         return [found[rank] for rank in range(count)]
     finally:
         for one in everyone:
+            one.join(10 if len(found) == count else 0)
             if one.is_alive():
                 one.kill()
 

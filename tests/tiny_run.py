@@ -15,6 +15,7 @@ import torch
 from retinue.data import loader as data_loader
 from retinue.data.dataset import open_dataset
 from retinue.hub.save import save
+from retinue.parallel.grid import ranks_of_launch
 from retinue.train.context import RunResult
 from retinue.train.evaluator import Answer, Evaluation
 from retinue.train.run import run_stages
@@ -100,16 +101,19 @@ def run(
     dtype: torch.dtype = torch.float32,
     **changes: Any,
 ) -> RunResult:
+    """In every process of a launch, if there is one (see `tiny_ranks`)."""
     torch.set_num_threads(1)
     model, processor = tiny_model()
+    spec = RunSpec.parse(recipe(root, **changes))
     return run_stages(
-        RunSpec.parse(recipe(root, **changes)),
+        spec,
         model=model.to(dtype),
         processor=processor,
         open_data=partial(open_dataset, processor=processor, root=root),
         folder=folder,
         save_model=save_model,
         evaluator=answer,
+        ranks=ranks_of_launch(spec.parallel, torch.device("cpu")),
     )
 
 

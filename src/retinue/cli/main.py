@@ -16,7 +16,10 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from retinue.core.errors import NO_ROOM, RetinueError, of_os
+from retinue.cli.launch import follow_parent, last_words
+from retinue.core.errors import NO_ROOM, EnvError, RetinueError, of_os
+from retinue.core.log import rank
+from retinue.parallel.launch import peers_lost
 
 VERBS = {
     "quickstart": "retinue.cli.quickstart",
@@ -92,8 +95,13 @@ def report(error: Exception) -> int:
     """Say on stderr what went wrong, in one line if it is not a bug; returns the exit code."""
     if isinstance(error, OSError) and (error.filename or error.errno in NO_ROOM):
         error = of_os(error)
+    if peers_lost(error):
+        if not last_words(error):
+            print(f"retinue: {lonely(error)}", file=sys.stderr)
+        return 4
     if isinstance(error, RetinueError):
-        print(f"retinue: {error}", file=sys.stderr)
+        if not last_words(error):
+            print(f"retinue: {error}", file=sys.stderr)
         return error.exit_code
     if isinstance(error, typer.Abort):
         print("interrupted", file=sys.stderr)
@@ -106,6 +114,17 @@ def report(error: Exception) -> int:
     return 1
 
 
+def lonely(error: Exception) -> RetinueError:
+    """What is said where the other processes of a launch are gone."""
+    reason = str(error).strip().splitlines()[0].rpartition("] ")[2] if str(error) else ""
+    return EnvError(
+        "another process of this launch has ended or cannot be met",
+        where=f"process {rank()}",
+        rule=reason or None,
+        fix="see what it said; the same command goes on from the last checkpoint",
+    )
+
+
 def main() -> None:
     """Entry point of the `retinue` script.
 
@@ -113,4 +132,5 @@ def main() -> None:
     process, for the cores (eight times slower updates were seen). Must be set before torch loads.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    follow_parent()
     sys.exit(run(sys.argv[1:]))

@@ -29,6 +29,9 @@ app = verb()
         "retinue train my.yaml train.stages.sft.steps=100 --device cpu",
         "retinue train llava15-7b/lora --quant bnb4",
         "retinue train moss2-2b/sft --deepspeed zero2.json",
+        "retinue train my.yaml parallel.shard=reshard --processes 4",
+        "retinue train my.yaml train.evaluate.data=held-out.jsonl train.evaluate.every=200",
+        "torchrun --nproc-per-node 8 -m retinue train my.yaml parallel.shard=keep --tp 2",
         "retinue train params_mm_llava_phase1.yaml --mode train --model-dir runs/phase1",
     ),
 )
@@ -75,13 +78,22 @@ def train_verb(
         Path | None, typer.Option(help="A DeepSpeed JSON whose settings the recipe takes over.")
     ] = None,
     processes: Annotated[
-        int, typer.Option(min=1, help="Replicas on this machine that share every update (CPU).")
-    ] = 1,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Processes on this machine that share every update; default: what the recipe's "
+            "`parallel` section asks for.",
+        ),
+    ] = None,
+    tp: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes that divide every layer among them: parallel.tensor."),
+    ] = None,
 ) -> None:
     """Train a model. Run the same command again to go on where it was stopped.
 
-    Under torchrun every process is a replica; --processes starts them by itself. A params file of
-    ModelZoo's mm_simple is known by what it holds and runs unchanged.
+    Processes come from torchrun, from srun, or from --processes; `parallel` in the recipe says what
+    they divide. A params file of ModelZoo's mm_simple is known by what it holds and runs unchanged.
     """
     from retinue.cli.params import params_of
 
@@ -101,10 +113,11 @@ def train_verb(
             validate_only=validate_only,
         )
         raise typer.Exit(code)
-    from retinue.cli.launch import replicas
+    from retinue.cli.launch import declared, replicas
     from retinue.cli.run_spec import compose_run
 
     overrides = [*(overrides or []), *([f"train.quant={quant}"] if quant else [])]
+    overrides += [f"parallel.tensor={tp}"] if tp else []
     _, spec = compose_run(recipe, overrides)
     if deepspeed is not None:
         from retinue.train.deepspeed import read_deepspeed
@@ -115,7 +128,7 @@ def train_verb(
         _, spec = compose_run(recipe, overrides)
     again = ["train", recipe, *overrides, "--device", device]
     again += ["--out", str(out)] if out else []
-    with replicas(processes, again):
+    with replicas(processes or declared(spec.parallel), again):
         result = train(spec, name=recipe, out=out, device=device)
     if result.model is not None:
         note(f"model: {result.model}\nnext:  retinue chat {result.model} --image PICTURE")
@@ -138,6 +151,7 @@ def train(
     """
     import torch
 
+    from retinue.cli.asking import asker
     from retinue.core.errors import RetinueError
     from retinue.core.files import write_json
     from retinue.core.log import rank
@@ -146,6 +160,7 @@ def train(
     from retinue.ops.backend import default_threads, pick_device
     from retinue.ops.malloc import tune_malloc
     from retinue.parallel.grid import ranks_of_launch
+    from retinue.parallel.launch import peers_lost
     from retinue.train.run import run_stages
 
     folder = Path(out or spec.report.dir or run_dir(name))
@@ -159,6 +174,7 @@ def train(
     tune_malloc()
     note(f"device: {place} ({why})")
     try:
+        judge = asker(spec.train.evaluate)
         assert prepared is None or spec.train.quant is None, "what is in memory has no base"
         if prepared is None:
             report = build(spec.model, device=home, quant=spec.train.quant)
@@ -173,9 +189,12 @@ def train(
             folder=folder,
             save_model=saver(spec, model),
             evaluator=evaluator or sample_answers(spec.data, folder=folder),
+            judge=judge,
             ranks=ranks,
         )
-    except RetinueError as error:
+    except Exception as error:
+        if not isinstance(error, RetinueError) and not peers_lost(error):
+            raise
         with suppress(RetinueError):  # a full disk is told as what it stopped
             if rank() == 0:
                 write_json(folder / "run.json", {"status": "failed", "error": str(error)})

@@ -17,7 +17,7 @@ from retinue.parallel.ranks import Ranks
 from retinue.parallel.shard import Sharded
 from retinue.parallel.spec import ParallelSpec
 from retinue.parallel.step import stand_in
-from retinue.parallel.tensor import parallelize
+from retinue.parallel.tensor import parallelize, undivide
 from retinue.parallel.tensor_split import cuts, like, whole
 from retinue.parallel.tensors import own, scale_down, total_norm
 from retinue.types import Batch, Output
@@ -68,6 +68,8 @@ class Grid(Ranks):
         if self._sharded is not None:
             self._sharded.undo()
             self._sharded = None
+        if self.spec.tensor > 1:
+            undivide(model)
 
     def release(self) -> None:
         if self._sharded is not None:

@@ -110,3 +110,14 @@ def _number(environment: Mapping[str, str], *names: str, default: int = 0) -> in
                 )
             return int(text)
     return default
+
+
+DISTRIBUTED = ("DistError", "DistBackendError", "DistNetworkError", "DistStoreError")
+
+
+def peers_lost(error: BaseException) -> bool:
+    """Whether an error says that another process of the launch is gone, or cannot be met."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    if kinds & set(DISTRIBUTED):
+        return True
+    return isinstance(error, RuntimeError) and "gloo" in str(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -52,6 +53,8 @@ def join(device: torch.device) -> Launch:
                 rule=f"processes talk over {' or '.join(BACKENDS)}",
             )
         dist.init_process_group(BACKENDS[device.type])
+        # it warns that what two dimensions divide is gathered in two steps, in every process
+        logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
     return launch
 
 

@@ -23,7 +23,7 @@ from torch.distributed.fsdp import (
 
 from retinue.parallel.spec import ParallelSpec
 from retinue.parallel.step import Step
-from retinue.parallel.tensor_split import cuts, whole
+from retinue.parallel.tensor_split import whole
 from retinue.parallel.unwrap import unwrap
 
 
@@ -80,12 +80,14 @@ class Sharded:
 
     @torch.no_grad()
     def undo(self) -> None:
-        """Give the model its plain parameters back, on the CPU, in every process."""
+        """Give the model its plain parameters back, on the CPU, in every process.
+
+        Those that a tensor group divides come in the order of its ranks, as `undivide` takes them.
+        """
         self.release()
-        known = cuts(self.model)
         full: dict[str, Tensor] = {}
         for name, parameter in self.model.named_parameters():
-            full[name] = whole(parameter.detach(), known.get(name)).cpu()
+            full[name] = whole(parameter.detach()).cpu()
         flags = {name: p.requires_grad for name, p in self.model.named_parameters()}
         for module in (*self.units, self.step):
             unwrap(module)
