@@ -73,7 +73,8 @@ def shrink(recipe: str, folder: Path, *, steps: int = 2) -> Path:
     """
     data = compose_run(recipe)[0].data
     tokenizer = folder / "tokenizer"
-    train_bpe(tiny.LINES, vocab_size=320).save(tokenizer)
+    marks = ["<image>", "<|endofchunk|>"] if recipe.startswith("flamingo") else []
+    train_bpe(tiny.LINES, vocab_size=320, specials=marks).save(tokenizer)
     data["model"] = small_model(data["model"], tokenizer)
     if "from" in data["model"]:
         parts = compose_run("llava15-7b/align")[0].data["model"]
@@ -86,6 +87,8 @@ def shrink(recipe: str, folder: Path, *, steps: int = 2) -> Path:
             data["model"]["labels"] = "assistant"
         build(small_model(parts, tokenizer), folder / "base")
         data["model"]["from"] = str(folder / "base")
+        for name in ("base", "encoders"):
+            data["model"].pop(name, None)
     sources = data["data"]["sources"]
     # captions all have a picture; the model built above, which a recipe may start from, is plain
     every = 1 if data["model"].get("template", "plain") == "plain" else 2
@@ -95,6 +98,8 @@ def shrink(recipe: str, folder: Path, *, steps: int = 2) -> Path:
     data["train"]["stages"] = [small_stage(stage, steps) for stage in data["train"]["stages"]]
     data["train"]["precision"] = "fp32"
     data["data"]["workers"] = 0
+    if data["data"].get("epoch"):
+        data["data"]["epoch"]["samples"] = 8
     data["report"] = {**data.get("report", {}), "every": 1}
     data["parallel"] = {**data.get("parallel", {}), "compile": False}
     path = folder / "tiny.yaml"

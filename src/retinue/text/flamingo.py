@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Literal
 
-from retinue.core.errors import DataError
+from retinue.core.errors import ConfigError, DataError
 from retinue.text.labels import LabelPolicy, Tokenized
 from retinue.text.tokenizer import IMAGE, Tokenizer
 from retinue.types import IGNORE, Segment
@@ -76,6 +76,13 @@ class FlamingoWeb(LabelPolicy):
         media = [segment.media for segment in segments if segment.media is not None]
         ids = tokenizer.call("".join(IMAGE if s.media is not None else s.text for s in segments))
         image, chunk, pad = tokenizer.image_id, tokenizer.id_of("<|endofchunk|>"), tokenizer.pad_id
+        if chunk is None:
+            raise ConfigError(
+                "the tokenizer has no <|endofchunk|>",
+                where="labels: flamingo-web",
+                rule="it ends what is said of a picture",
+                fix="start from an OpenFlamingo checkpoint, or add the token",
+            )
         marks = [at for at, id in enumerate(ids) if id == image]
         if len(marks) != len(media):
             raise DataError(

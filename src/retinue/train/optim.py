@@ -99,12 +99,18 @@ def decays_modelzoo(param: Param) -> bool:
     return "Norm" not in param.module and "bias" not in param.name
 
 
+def decays_flamingo(param: Param) -> bool:
+    """The gated blocks and adapters within them, gates and norms too (OpenFlamingo)."""
+    return "gated_cross_attn" in param.name
+
+
 DECAY: dict[str, Callable[[Param], bool]] = {
     "matrices": decays_matrix,
     "llava": decays_llava,
     "modelzoo": decays_modelzoo,
     "llava-moss2": decays_moss2,
     "accessory": decays_accessory,
+    "flamingo": decays_flamingo,
 }
 
 
