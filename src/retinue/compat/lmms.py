@@ -1,4 +1,4 @@
-"""A retinue model for lmms-eval: `python -m lmms_eval --model retinue --model_args pretrained=PATH`.
+"""A retinue model for lmms-eval: `lmms_eval --model retinue --model_args pretrained=PATH`.
 
 The interface is that of lmms-eval 0.7 (https://github.com/EvolvingLMMs-Lab/lmms-eval), which finds
 this model by the entry point `lmms_eval.models`; importing this file needs lmms-eval.

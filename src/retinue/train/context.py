@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from retinue.data.dataset import Dataset
 from retinue.data.spec import DataSpec
@@ -16,6 +16,9 @@ from retinue.train.sinks.base import Sink
 from retinue.train.spec import RunSpec
 from retinue.train.state import Checkpoints
 from retinue.train.stop import StopRequest
+
+if TYPE_CHECKING:
+    from retinue.train.judge import Judge
 
 OpenData = Callable[[DataSpec], Dataset]
 """Opens the sources of a `data:` branch."""
@@ -49,6 +52,7 @@ class Run:
     ranks: Ranks
     sinks: list[Sink]
     stop: StopRequest
+    judge: Judge | None = None
     step: int = 0
     trained: dict[str, None] = field(default_factory=dict)
     tables: dict[str, TrainableTable] = field(default_factory=dict)

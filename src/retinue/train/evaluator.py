@@ -24,14 +24,19 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """Scores by name and a few answers."""
+    """Scores by name and a few answers.
+
+    document, rows: the whole result, where there is one, and every question with its answer.
+    """
 
     metrics: Mapping[str, float] = field(default_factory=dict)
     answers: Sequence[Answer] = ()
+    document: Mapping[str, Any] = field(default_factory=dict)
+    rows: Sequence[Mapping[str, Any]] = ()
 
 
 class Evaluator(Protocol):
-    """Called with the model in evaluation mode at the end of a run."""
+    """Called with the model in evaluation mode: at the end of a run, or on its way."""
 
     def __call__(self, model: Any, processor: Any) -> Evaluation: ...
 

@@ -45,7 +45,7 @@ def finish(
         metrics |= evaluation.metrics
     _record(run, metrics, status="done")
     if run.ranks.rank == 0 and run.spec.report.page:
-        _write_page(run, metrics, evaluation)
+        write_page(run, metrics, evaluation)
     return RunResult(folder=run.folder, model=place, metrics=metrics)
 
 
@@ -57,14 +57,18 @@ def _record(run: Run, metrics: Mapping[str, Any], *, status: str) -> None:
 
 
 def _metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Last losses of a run."""
+    """Last losses and scores of a run."""
     found: dict[str, Any] = {}
     for row in rows:
-        found["loss" if row["kind"] == "train" else "validation_loss"] = row["loss"]
+        if row["kind"] == "evaluation":
+            found |= {k: v for k, v in row.items() if k not in ("kind", "stage", "step")}
+        else:
+            found["loss" if row["kind"] == "train" else "validation_loss"] = row["loss"]
     return found
 
 
-def _write_page(run: Run, metrics: Mapping[str, Any], evaluation: Evaluation) -> None:
+def write_page(run: Run, metrics: Mapping[str, Any], evaluation: Evaluation) -> None:
+    """report.html, as far as the run has come."""
     recipe = yaml.safe_dump(run.spec.model_dump(mode="json"), sort_keys=False)
     page = render_page(
         title=run.folder.name,

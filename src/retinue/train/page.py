@@ -46,6 +46,9 @@ def render_page(
 ) -> str:
     """The page as text. rows: those that the sinks were given."""
     parts = [f"<h1>{escape(title)}</h1>", _pairs(metrics), "<h2>Loss</h2>", curve(rows)]
+    scores = [row for row in rows if row["kind"] == "evaluation"]
+    if scores:
+        parts += ["<h2>Scores on the way</h2>", evaluations(scores)]
     shown = [_answer(answer) for answer in answers]
     if shown:
         parts += ["<h2>Sample answers</h2>", *shown]
@@ -61,6 +64,23 @@ def render_page(
         f"<title>{escape(title)}</title><style>{STYLE}</style></head>"
         f"<body>{''.join(parts)}</body></html>\n"
     )
+
+
+def evaluations(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A line of a table for every round of questions, the highest of each column in bold."""
+    left_out = ("kind", "stage")
+    names = [name for name in rows[-1] if name not in left_out]
+    most = {name: max(float(row.get(name, 0)) for row in rows) for name in names[1:]}
+    head = "".join(f"<th>{escape(name)}</th>" for name in ("update", *names[1:]))
+    body = ""
+    for row in rows:
+        cells = [f"<td>{row['step']}</td>"]
+        for name in names[1:]:
+            text = f"{row[name]:.4f}" if name in row else ""
+            best = name in row and row[name] == most[name]
+            cells.append(f"<td>{f'<b>{text}</b>' if best else text}</td>")
+        body += f"<tr>{''.join(cells)}</tr>"
+    return f"<table><tr>{head}</tr>{body}</table>"
 
 
 def curve(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -16,6 +16,7 @@ from retinue.processor import ProcessorSpec
 from retinue.train.context import OpenData, Run, RunResult
 from retinue.train.evaluator import Evaluator, SaveModel
 from retinue.train.finish import finish
+from retinue.train.judge import Judge
 from retinue.train.meter import Meter
 from retinue.train.prepare import prepare, unused_sharding
 from retinue.train.random import seed_all
@@ -37,13 +38,15 @@ def run_stages(
     folder: str | Path,
     save_model: SaveModel,
     evaluator: Evaluator | None = None,
+    judge: Evaluator | None = None,
     ranks: Ranks | None = None,
 ) -> RunResult:
     """Train a model through all stages of a recipe, in place, and write the run's folder.
 
     model: a Retinue on its device; open_data: `data:` branch -> Dataset; save_model: writes a
-    complete model folder; evaluator: asked once at the end. The folder gets model/, checkpoints/,
-    run.json, trainable.json, recipe.yaml, report.html and what the sinks write.
+    complete model folder; evaluator: asked once at the end; judge: asked on the way, as
+    `train.evaluate` says. The folder gets model/, checkpoints/, run.json, trainable.json,
+    recipe.yaml, report.html, what the sinks write, and with a judge best/ and evaluation/.
     Raises ConfigError, DataError, EnvError (the last good checkpoint stays intact).
     """
     folder, ranks = Path(folder), ranks or Ranks()
@@ -63,10 +66,14 @@ def run_stages(
         sinks=[],
         stop=StopRequest(),
     )
+    if judge is not None and spec.train.evaluate is not None:
+        run.judge = Judge(run, ask=judge, save_model=save_model)
     dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
     ranks.share(model)
     settings = _settings(spec, processor)
     state = find_state(spec, run.checkpoints)
+    if run.judge is not None:
+        run.judge.begin(step=0 if state is None else state.step)
     if first:
         run.checkpoints.clear()
         with writing(folder):
@@ -173,6 +180,8 @@ def _loop(run: Run, number: int, trainer: Trainer, dataset: Dataset) -> None:
             loss, count = trainer.evaluate(batches.epoch())
             row = {"kind": "validation", "stage": stage.name, "step": run.step, "loss": loss}
             run.say({**row, "supervised": count})
+        if run.judge is not None and due(run.judge.spec.every) and not stopping:
+            run.judge(stage.name)
         if due(spec.checkpoint.every) or stopping:
             save_checkpoint(run, number, trainer)
         if stopping:

@@ -100,11 +100,41 @@ class StageSpec(Spec):
         return self
 
 
+class EvaluateSpec(Spec):
+    """Questions that a run asks its model while it trains.
+
+    data: rows of `retinue eval --data`; or task: a benchmark's name or YAML file, its files below
+    `root`. scorer: of data, for all rows. every: updates between two rounds, None = at the end of
+    each stage. limit: only the first questions. metric: what best/ is chosen by, larger is better;
+    best: keep the model with the highest. max_new_tokens: of an answer; None = the task's, or 64.
+    """
+
+    data: Path | None = None
+    task: str | None = None
+    root: Path = Path(".")
+    scorer: str | None = None
+    every: int | None = Field(default=None, gt=0)
+    limit: int | None = Field(default=None, gt=0)
+    metric: str = "score"
+    best: bool = True
+    max_new_tokens: int | None = Field(default=None, gt=0)
+    batch_size: int = Field(default=16, gt=0)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> EvaluateSpec:
+        if (self.data is None) == (self.task is None):
+            raise ValueError("give either data or task")
+        if self.scorer is not None and self.task is not None:
+            raise ValueError("a task has its own scorer")
+        return self
+
+
 class TrainSpec(Spec):
     """Stages in order, and what holds for all of them.
 
     precision: bf16 = autocast over fp32 weights. validate_every: updates between two validation
-    losses; None = only at the end of a stage, if there is a validation split. quant: the format of
+    losses; None = only at the end of a stage, if there is a validation split. evaluate: questions
+    whose answers are scored on the way, and the best model kept. quant: the format of
     the frozen language model (`retinue ls quants`), which then takes adapters only (QLoRA).
     """
 
@@ -112,6 +142,7 @@ class TrainSpec(Spec):
     precision: Literal["bf16", "fp32"] = "bf16"
     quant: Annotated[str, AfterValidator(_quant)] | None = None
     validate_every: int | None = Field(default=None, gt=0)
+    evaluate: EvaluateSpec | None = None
 
     @model_validator(mode="after")
     def _distinct(self) -> TrainSpec:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 Row = Mapping[str, Any]
-"""kind: "train" | "validation"; stage, step (of the run), loss, and what else is known."""
+"""kind: "train" | "validation" | "evaluation"; stage, step (of the run), and what is known: the
+loss, or for an evaluation its metrics."""
 
 
 class Sink(ABC):

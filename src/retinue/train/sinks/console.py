@@ -69,6 +69,9 @@ class ConsoleSink(Sink):
 
 
 def _numbers(row: Row) -> str:
+    if row["kind"] == "evaluation":
+        left_out = ("kind", "stage", "step")
+        return "  ".join(f"{k} {v:.4f}" for k, v in row.items() if k not in left_out)
     parts = [f"{'validation ' if row['kind'] == 'validation' else ''}loss {row['loss']:.4f}"]
     if "lr" in row:
         parts.append(f"lr {row['lr']:.2e}")
