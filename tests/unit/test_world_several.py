@@ -22,7 +22,7 @@ INLINE = WorldOptions(max_objects=2, inline=True)
 def test_pictures_follow_the_question_behind_their_numbers(tmp_path: Path) -> None:
     path = write_split(
         tmp_path, name="a", num_pictures=12, seed=3, tasks=("multi_image",), options=INLINE,
-        told=True,
+        told="short",
     )  # fmt: skip
     records, rows = json.loads(path.read_text()), read_rows(path.with_suffix(".jsonl"))
     told = json.loads(path.with_suffix(".told.json").read_text())
@@ -55,7 +55,7 @@ def test_a_name_is_what_the_turns_before_called_the_shape(tmp_path: Path) -> Non
         for shot in (*qa.shots, qa):
             assert len(shot.scenes[0].things) == 1
             assert names[shot.scenes[0].things[0].shape] == shot.answer
-    path = write_split(tmp_path, name="a", num_pictures=3, seed=1, tasks=("naming",), told=True)
+    path = write_split(tmp_path, name="a", num_pictures=3, seed=1, tasks=("naming",), told="dense")
     records, rows = json.loads(path.read_text()), read_rows(path.with_suffix(".jsonl"))
     for record, row in zip(records, rows, strict=True):
         assert len(record["conversations"]) == 2 * len(record["image"])

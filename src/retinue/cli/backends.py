@@ -91,7 +91,13 @@ def from_model(
 
 
 def from_endpoint(
-    url: str, name: str, *, workers: int, changed: dict[str, Any], skip: bool
+    url: str,
+    name: str,
+    *,
+    workers: int,
+    changed: dict[str, Any],
+    skip: bool,
+    shots: dict[str, Any] | None = None,
 ) -> Callable[..., dict[str, Any]]:
     """`answer` of `run` with a server's model; workers: requests at one time."""
     from retinue.cli.scoring import write_answers
@@ -113,6 +119,7 @@ def from_endpoint(
             "questions": len(job.questions),
             "task": job.task.pinned(),
             "changed": changed,
+            "shots": shots,
         }
         return write_answers(
             lambda samples, refused: server(samples, refused if skip else None),

@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from retinue.world.options import WorldOptions
 
 Film = Literal["frames", "mkv", "mp4"]
+Told = Literal["short", "dense"]
 EPILOG = examples(
     "retinue data world worlds/text --tasks ocr --words 1 --size 96",
     "retinue data world worlds/boxes --tasks rec,reg,det --pictures 8000 max_objects=3",
-    "retinue data world worlds/pictures --tasks multi_image,naming,inventory --told inline=true",
+    "retinue data world worlds/pictures --tasks multi_image,naming --told short inline=true",
     "retinue data world worlds/video --tasks video,colour,shape --film mkv --pictures 8000",
 )
 
@@ -37,8 +38,9 @@ def world(
         Film, typer.Option(help="Videos as lists of frames, or files: mkv (lossless) or mp4.")
     ] = "frames",
     told: Annotated[
-        bool, typer.Option("--told", help="Also train.told.json: captions instead of pictures.")
-    ] = False,
+        Told | None,
+        typer.Option(help="Also train.told.json: short or dense captions instead of pictures."),
+    ] = None,
     vocabulary: Annotated[int, typer.Option(min=300, help="Ids of the tokenizer.")] = 512,
     seed: Annotated[int, typer.Option(help="Same seed, same pictures and questions.")] = 0,
 ) -> None:

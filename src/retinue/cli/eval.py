@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +11,7 @@ from typing import Annotated
 import typer
 
 from retinue.cli import answering as opt
-from retinue.cli import backends, benchmarks, budgets
+from retinue.cli import backends, benchmarks, budgets, fewshot
 from retinue.cli.common import (
     Device,
     Quant,
@@ -35,6 +36,7 @@ app = verb()
         "retinue eval runs/m3/model --data test.jsonl --visual-tokens 1,9,36,144,576,auto --oracle",
         "retinue eval runs/m3/model --data other.jsonl --fit-auto runs/m3/model",
         "retinue eval runs/mine/model pope textvqa --tasks-root data/eval --json mine/result.json",
+        "retinue eval runs/mine/model --data q.jsonl --shots 4 --shots-from train.json",
         "retinue eval --predictions answers.jsonl pope --tasks-root data/eval",
         "retinue eval served-name pope --tasks-root data/eval --endpoint http://localhost:8000/v1",
     ),
@@ -66,6 +68,10 @@ def evaluate(
     no_page: benchmarks.NoPage = False,
     failures: Annotated[int, typer.Option(min=0, help="Wrong answers to show.")] = 5,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows.")] = None,
+    shots: fewshot.Shots = None,
+    shots_from: fewshot.ShotsFrom = None,
+    select: fewshot.Select = "random",
+    text_shots: fewshot.TextShots = 0,
     visual_tokens: budgets.VisualTokenList = None,
     auto_threshold: budgets.AutoThreshold = None,
     oracle: Annotated[
@@ -119,6 +125,10 @@ def evaluate(
     from retinue.eval.results import table
 
     path, names = benchmarks.words(path, tasks, data=data, predictions=predictions)
+    few = fewshot.FewShot(
+        shots=shots, source=shots_from, select=select, text_shots=text_shots, seed=seed
+    )
+    few.check(saved=predictions is not None)
     title = data.stem if data is not None else "-".join(Path(name).stem for name in names)
     target = out or run_dir(f"eval-{title}") / "result.json"
     try:
@@ -155,12 +165,14 @@ def evaluate(
             where="eval",
         )
         if endpoint is not None:
+            made[:] = [replace(job, questions=few.put(job.questions)) for job in made]
             server = backends.from_endpoint(
                 endpoint,
                 path,
                 workers=batch_size,
                 changed=backends.changed(context, params),
                 skip=on_error == "skip",
+                shots=few.setting,
             )
             finish(answer=server)
             note(f"result in {target}")
@@ -177,6 +189,9 @@ def evaluate(
             quant_head=quant_head,
             video=video_as,
         )
+        put = partial(few.put, model=model, processor=processor, path=path)
+        made[:] = [replace(job, questions=put(job.questions)) for job in made]
+        questions = put(questions, media_root=media_root)
         every = oracle or fit_auto is not None
         choices = budgets.several(
             processor, visual_tokens, path=path, threshold=auto_threshold, every=every
@@ -190,6 +205,7 @@ def evaluate(
             "quant": quant_setting(quant, encoders=quant_encoders, head=quant_head),
             "scorer": scorer,
             "limit": limit,
+            "shots": few.setting,
         }
         write = partial(
             write_result,

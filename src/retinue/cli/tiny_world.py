@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from retinue.text.tokenizer import Tokenizer
-    from retinue.world.make import Film
+    from retinue.world.make import Film, Told
     from retinue.world.options import WorldOptions
 
 SIDE = 72
@@ -27,7 +27,7 @@ ALONE = 0.35
 """Share of the pictures of every kind that are described; the others are asked about."""
 TOLD, LOOKING = 0.53, 0.12
 """Shares of training pictures, of several objects: told object by object; asked about one each."""
-LOOKED_UP = ("colour", "shape", "place", "rec")
+LOOKED_UP = ("colour", "shape", "exist")
 MARK = re.compile(r"<(image|video)>\n")
 SAMPLE = 4000
 """Records whose text is enough to learn the vocabulary from."""
@@ -71,7 +71,7 @@ def make_data(
     tasks: Sequence[str] | None = None,
     turns: int = TURNS,
     film: Film = "frames",
-    told: bool = False,
+    told: Told | None = None,
 ) -> tuple[Path, Path]:
     """Write train.json and test.jsonl (at least `questions` rows) unless they are there already.
 
@@ -92,7 +92,7 @@ def make_data(
         )
     )
     facts |= {"film": film} if film != "frames" else {}
-    facts |= {"told": True} if told else {}
+    facts |= {"told": told} if told else {}
     if mark.exists() and json.loads(mark.read_text("utf-8")) == facts:
         progress(pictures, pictures)
         return folder / "train.json", folder / "test.jsonl"

@@ -20,13 +20,14 @@ from retinue.world.options import WorldOptions
 from retinue.world.scene import Scene, sample_scene
 from retinue.world.tasks import QUICK, check_tasks, choose_turns
 from retinue.world.tasks.base import QA
-from retinue.world.tasks.captions import caption_dense
+from retinue.world.tasks.captions import caption, caption_dense
 
 __all__ = ["Row", "majority_baseline", "make_picture", "read_rows", "write_split"]
 
 Row = dict[str, Any]
 Progress = Callable[[int, int], None]
 Film = Literal["frames", "mkv", "mp4"]
+Told = Literal["short", "dense"]
 CHUNK = 64
 MARK = "<image>"
 """Where a picture stands in a question."""
@@ -58,6 +59,7 @@ class _Job:
     apart: bool
     alone: float | None
     film: Film
+    told: Told | None
 
 
 def write_split(
@@ -73,7 +75,7 @@ def write_split(
     apart: bool = False,
     alone: float | None = None,
     film: Film = "frames",
-    told: bool = False,
+    told: Told | None = None,
     workers: int = 0,
     progress: Progress | None = None,
 ) -> Path:
@@ -84,7 +86,7 @@ def write_split(
     (`alone`: a picture has its caption, with this chance, or its questions);
     questions about several pictures are records of their own whose `image` is a list, those about
     a video have `video`: a list of frames, or with `film` the path of a file (mkv: lossless, mp4:
-    even sides); name.told.json, with `told`, is the same in words alone, each picture its caption.
+    even sides); name.told.json, with `told`, is the same in words: pictures are captions.
     name.jsonl: one question a row, {id, messages, answer, references, task, scorer, meta}; a row
     about a new word has the turns before it. Pictures are `images/<id>.png`, paths relative to
     `folder`.
@@ -114,6 +116,7 @@ def write_split(
         apart=apart,
         alone=alone,
         film=film,
+        told=told,
     )
     made = Made()
     starts = range(0, num_pictures, CHUNK)
@@ -213,8 +216,8 @@ def _add(made: Made, *, job: _Job, key: str, scenes: Sequence[Scene], turns: Seq
     made.records.append(
         {"id": key, kind: media[0] if one else media, "conversations": conversations}
     )
-    if not moving:
-        made.told.append(_told(made.records[-1], scenes, job.options))
+    if job.told and not moving:
+        made.told.append(_told(made.records[-1], scenes, job))
 
 
 def _add_shots(made: Made, *, job: _Job, key: str, last: QA) -> None:
@@ -229,7 +232,8 @@ def _add_shots(made: Made, *, job: _Job, key: str, last: QA) -> None:
         messages.append({"role": "assistant", "content": qa.answer})
     made.records.append({"id": key, "image": media, "conversations": conversations})
     made.rows.append(_row(f"{key}/0", last, messages[:-1], scenes[-1]))
-    made.told.append(_told(made.records[-1], scenes, job.options))
+    if job.told:
+        made.told.append(_told(made.records[-1], scenes, job))
 
 
 def said(question: str, answer: str) -> list[Row]:
@@ -260,11 +264,10 @@ def _parts(question: str, kind: str, media: Sequence[Any]) -> list[Row]:
     return parts
 
 
-def _told(record: Row, scenes: Sequence[Scene], options: WorldOptions) -> Row:
+def _told(record: Row, scenes: Sequence[Scene], job: _Job) -> Row:
     """The same conversation with a caption in the place of each picture."""
-    captions = iter(
-        caption_dense(scene, rng=Random(0), options=options)[0].answer for scene in scenes
-    )
+    tell = caption if job.told == "short" else caption_dense
+    captions = iter(tell(scene, rng=Random(0), options=job.options)[0].answer for scene in scenes)
     turns = []
     for turn in record["conversations"]:
         first, *others = turn["value"].split(MARK)
