@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from retinue.cli import answering as opt
-from retinue.cli import budgets
+from retinue.cli import budgets, places
 from retinue.cli.common import Device, Quant, QuantEncoders, QuantHead, examples, note, verb
+from retinue.cli.sharing import TensorParallel, sharing
 from retinue.core.errors import RequestError, RetinueError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ HELP = """\
 /tokens N            visual tokens per view of every picture; auto or default instead of N;
                      alone: what this model can do
 /system TEXT         another system prompt, in a new conversation
+/paint REQUEST       ask, and have the answer painted (needs --t2i)
 /save FILE           write the conversation as a row of chat JSONL
 /help                this list
 /quit                end (so do an empty line and the end of input)"""
@@ -42,6 +44,11 @@ Read = Callable[[str], str]
         "retinue chat runs/quickstart/model --image a.png --image b.png --ask 'What differs?'",
         "retinue chat runs/video/model --video clip.mp4 --ask 'Which way does the circle move?'",
         "retinue chat mucai/llava-v1.5-7b-m3 --image photo.jpg --visual-tokens 36",
+        "retinue chat runs/sphinx-13b/model --image photo.jpg --tp 2",
+        "torchrun --nproc-per-node 2 -m retinue chat runs/sphinx-13b/model --ask 'Who are you?'",
+        "retinue chat sphinx --image a.jpg --ask 'Detect all people.' --draw out.png --sam sam.pth",
+        "retinue chat sphinx --t2i http://localhost:7000/v1 --draw new.png --ask 'A prompt for a "
+        "painting of a harbour.'",
     )
 )
 def chat(
@@ -59,6 +66,10 @@ def chat(
     ] = None,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
     template: opt.Template = None,
+    draw: places.Draw = None,
+    sam: places.Sam = None,
+    box_style: places.BoxStyle = None,
+    t2i: places.TextToImage = None,
     visual_tokens: budgets.VisualTokens = None,
     auto_threshold: budgets.AutoThreshold = None,
     max_new_tokens: opt.MaxNewTokens = 512,
@@ -71,6 +82,7 @@ def chat(
     adapter: opt.Adapters = None,
     base: opt.Base = None,
     device: Device = "auto",
+    tp: TensorParallel = None,
     dtype: opt.Dtype = "auto",
     quant: Quant = None,
     quant_encoders: QuantEncoders = False,
@@ -84,6 +96,7 @@ def chat(
     from retinue.decode.chat import Chat
     from retinue.decode.sampling import SamplingParams
 
+    drawn = places.Places(draw, sam=sam, style=box_style, t2i=t2i)
     params = SamplingParams.parse(
         {
             "max_new_tokens": max_new_tokens,
@@ -114,9 +127,12 @@ def chat(
         return budgets.chosen(processor, asked, path=path, threshold=threshold)
 
     talk = Chat(model, processor, params=params, system=system, budget=choice(visual_tokens))
-    session = Session(talk, images=image or [], videos=video or [], choice=choice)
+    session = Session(talk, images=image or [], videos=video or [], choice=choice, drawn=drawn)
     if ask is not None:
-        session.answer(ask)
+        if t2i is not None:
+            session.paint(ask)
+        else:
+            session.answer(ask)
         return
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     if interactive:
@@ -167,7 +183,9 @@ class Session:
         images: list[str],
         videos: Sequence[str] = (),
         choice: Callable[[str | None], Budget] | None = None,
+        drawn: places.Places | None = None,
     ) -> None:
+        self.drawn, self.shown = drawn, list(images)
         self.chat, self.waiting, self.videos = chat, list(images), list(videos)
         self.choice = choice
 
@@ -199,31 +217,48 @@ class Session:
                 note("(interrupted)")
 
     def answer(self, text: str) -> None:
-        """Stream the answer to standard output."""
+        """Stream the answer to standard output; draw what it names, where that is wanted."""
+        said = self.say(text)
+        if self.drawn is not None:
+            self.drawn.answered(said, self.shown)
+
+    def paint(self, text: str) -> None:
+        """Ask for a picture's description and have it painted."""
+        if self.drawn is not None:
+            self.drawn.paint(lambda: self.say(text))
+
+    def say(self, text: str) -> str:
+        """Stream the answer to standard output, and return it."""
         images, videos = list(self.waiting), list(self.videos)
+        said = ""
         for piece in self.chat.ask(text, images=images, videos=videos):
+            said += piece
             typer.echo(printable(piece) if sys.stdout.isatty() else piece, nl=False)
             sys.stdout.flush()
         typer.echo()
         self.waiting, self.videos = [], []
+        return said
 
     def command(self, line: str) -> None:
         """Do what a line that begins with a slash says. Raises RequestError for an unknown one."""
         name, _, rest = line.partition(" ")
         rest = rest.strip()
-        if name in ("/image", "/video", "/system", "/save") and not rest:
+        if name in ("/image", "/video", "/system", "/save", "/paint") and not rest:
             raise RequestError(f"{name} needs something behind it", fix="/help")
         if name == "/image":
             look(rest)
             self.waiting.append(rest)
+            self.shown.append(rest)
         elif name == "/video":
             look_video(rest)
             self.videos.append(rest)
         elif name == "/tokens":
             self.tokens(rest)
+        elif name == "/paint":
+            self.paint(rest)
         elif name == "/reset":
             self.chat.reset()
-            self.waiting, self.videos = [], []
+            self.waiting, self.videos, self.shown = [], [], []
         elif name == "/system":
             self.chat.reset()
             self.chat.system = rest
