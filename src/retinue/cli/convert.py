@@ -34,6 +34,7 @@ def show_pairs(wanted: bool) -> None:
         "retinue convert folder-with-image_model-and-text_model out --to mm_simple",
         "retinue convert SPHINX-MoE sphinx-moe-4 --to sphinx --shards 4",
         "retinue convert released.pt,tuned.pt,tuning.json out --to retinue --base mpt-7b",
+        "retinue convert runs/sft/model for-vllm --to vllm",
         "retinue convert --list",
     )
 )

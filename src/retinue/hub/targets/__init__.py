@@ -17,6 +17,7 @@ TARGETS: Registry[type[Target]] = Registry(
         "llava_moss2": "retinue.hub.targets.llava:ToLlavaMoss2",
         "moss2": "retinue.hub.targets.moss2:ToMoss2",
         "hf": "retinue.hub.targets.hf:ToHf",
+        "vllm": "retinue.hub.targets.vllm:ToVllm",
         "mm_simple": "retinue.hub.targets.modelzoo:ToMmSimple",
         "hf-pair": "retinue.hub.targets.modelzoo:ToPair",
         "sphinx": "retinue.hub.targets.sphinx:ToSphinx",

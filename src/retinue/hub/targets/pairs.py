@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-LLAVA = ("retinue", "llava", "llava_moss2", "moss2", "hf", "mm_simple", "hf-pair")
+LLAVA = ("retinue", "llava", "llava_moss2", "moss2", "hf", "vllm", "mm_simple", "hf-pair")
 """Targets of a model with one CLIP tower, an MLP and a LLaMA."""
 
 PAIRS: dict[str, tuple[str, ...]] = {
