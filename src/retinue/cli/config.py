@@ -1,12 +1,13 @@
-"""`retinue config show|diff|schema`: what a recipe says in the end, and who said it."""
+"""`retinue config show|diff|tuning|schema`: what a recipe says in the end, and who said it."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from retinue.cli.common import AsJson, Overrides, examples, print_json, verb
+from retinue.cli.common import AsJson, Overrides, examples, pairs, print_json, verb
 from retinue.core.compose import Tree, diff, flow
 from retinue.core.log import print_table
 
@@ -49,6 +50,43 @@ def diff_(old: Recipe, new: Recipe, as_json: AsJson = False) -> None:
         print_json([{"path": path, "old": a, "new": b} for path, a, b in rows])
     else:
         print_table([(path, flow(a), flow(b)) for path, a, b in rows], header=("path", old, new))
+
+
+@app.command(
+    epilog=examples(
+        "retinue config tuning tuning_config.json --model flamingo-9b",
+        "retinue config tuning lora+perceiver.json --model released.pt --base mpt-7b --json",
+    )
+)
+def tuning(
+    file: Annotated[Path, typer.Argument(help="A tuning config of Instruct-Flamingo, JSON.")],
+    model: Annotated[str, typer.Option(help="The model that it tunes.")],
+    base: Annotated[
+        str | None, typer.Option(help="The language model of an OpenFlamingo checkpoint.")
+    ] = None,
+    encoder: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=PATH", help="Weights of an encoder.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print a tuning config as the `trainable:` rules of a stage."""
+    from retinue.convert.tuning import trainable_rules
+    from retinue.convert.weights import read_json
+    from retinue.hub.flamingo import ADAPTER
+    from retinue.hub.resolve import resolve
+    from retinue.hub.sources import open_folder
+    from retinue.hub.stream import skeleton
+
+    said = read_json(file)
+    opened = open_folder(model, base=base, encoders=pairs(encoder, option="--encoder") or None)
+    names = [name for name, _ in skeleton(opened.config).named_parameters()]
+    named = said.get("from_pretrained")
+    adapter = read_json(resolve(str(named)) / ADAPTER) if named else None
+    rules = trainable_rules(said, names, adapter=adapter)
+    if as_json:
+        print_json({"trainable": rules})
+    else:
+        typer.echo(Tree(data={"trainable": rules}).dump(), nl=False)
 
 
 @app.command(

@@ -43,6 +43,7 @@ MPT_1B = {
 }
 """Names of MPT-1B's own code -> those of MPT."""
 
+WRAPPER = re.compile(r"(^|\.)(?:(?:_checkpoint_wrapped_|_fsdp_wrapped_)?module\.)+")
 LORA = re.compile(r"(?P<module>.+)\.lora_(?P<half>[AB])(?:\.\w+)?\.weight")
 
 
@@ -111,13 +112,18 @@ def state_of(file: Path) -> dict[str, Tensor] | None:
 def is_flamingo(state: Mapping[str, Tensor] | None) -> bool:
     """Whether these names are OpenFlamingo's."""
     return state is not None and any(
-        name.replace("module.", "").startswith((LANGUAGE, "perceiver.")) for name in state
+        unwrapped(name).startswith((LANGUAGE, "perceiver.")) for name in state
     )
+
+
+def unwrapped(key: str) -> str:
+    """A key without the steps that DDP, FSDP and activation checkpointing put into its path."""
+    return WRAPPER.sub(r"\1", key)
 
 
 def plain_name(key: str, *, layers: str) -> str:
     """A key without the names of wrappers: DDP, PEFT, activation checkpointing, second paths."""
-    key = key.replace("module.", "").replace("_checkpoint_wrapped_module.", "")
+    key = unwrapped(key)
     key = key.replace(f"{LANGUAGE}base_model.model.", LANGUAGE)
     key = key.replace(".decoder_layer.", ".").replace(".base_layer.", ".")
     key = re.sub(rf"^{LANGUAGE}old_decoder_blocks\.", f"{LANGUAGE}{layers}.", key)
@@ -145,7 +151,7 @@ def read_flamingo(files: Iterable[Path], *, model_type: str) -> Flamingo:
                 rule="their names start with perceiver. and lang_encoder.",
             )
         assert state is not None
-        bare = [name.replace("module.", "") for name in state]
+        bare = [unwrapped(name) for name in state]
         found.first_version |= any(
             name.startswith((f"{VISION}visual.", f"{LANGUAGE}gated_cross_attn_layers."))
             for name in bare

@@ -29,6 +29,7 @@ from retinue.convert.towers import OPENAI, open_tower, tower_keys
 from retinue.convert.translation import FOREIGN, Tower
 from retinue.convert.weights import Weights, read_json
 from retinue.core.errors import CheckpointError
+from retinue.hub.lora import Lora, read_lora
 from retinue.hub.resolve import resolve
 from retinue.hub.stream import Source
 from retinue.hub.towers import override
@@ -56,10 +57,14 @@ TABLES = (
 """Tensors with a row per word, by the language models' names."""
 
 
+ADAPTER = "adapter_config.json"
+
+
 def files_of(path: str | Path) -> list[Path] | None:
-    """The files of a comma-separated list; None where one of its entries is no file."""
+    """The entries of a comma-separated list; None where one is neither file nor adapter folder."""
     files = [Path(part) for part in str(path).split(",")]
-    return files if all(file.is_file() for file in files) else None
+    known = all(file.is_file() or (file / ADAPTER).is_file() for file in files)
+    return files if known and any(file.is_file() for file in files) else None
 
 
 def names_flamingo(path: str | Path) -> bool:
@@ -67,13 +72,27 @@ def names_flamingo(path: str | Path) -> bool:
     files = files_of(path)
     if files is None:
         return False
-    return any(is_flamingo(state_of(file)) for file in files if file.suffix != ".json")
+    return any(is_flamingo(state_of(file)) for file in checkpoints(files))
+
+
+def checkpoints(files: list[Path]) -> list[Path]:
+    """The torch files of a list, without tuning config and adapter."""
+    return [file for file in files if file.is_file() and file.suffix != ".json"]
 
 
 def tuning_of(files: list[Path]) -> dict[str, Any]:
     """The tuning config in a list of files, {} without one."""
     found = [read_json(file) for file in files if file.suffix == ".json"]
     return found[-1] if found else {}
+
+
+def adapter_of(files: list[Path], tuning: Mapping[str, Any]) -> Lora | None:
+    """The adapter that lies under the checkpoints: a folder in the list, or `from_pretrained`."""
+    folders = [file for file in files if file.is_dir()]
+    named = tuning.get("from_pretrained")
+    if not folders and named:
+        folders = [resolve(str(named))]
+    return read_lora(folders[-1]) if folders else None
 
 
 def text_config(folder: Path) -> dict[str, Any]:
@@ -108,8 +127,11 @@ def open_flamingo(
     """Open checkpoints on a language model (base) and a tower (encoders={"clip": PATH}).
 
     path: files separated by commas, later ones over earlier ones; a tuning config may be among
-    them, for the scale of LoRA factors, which are folded in. version: 1 or 2 of OpenFlamingo, None
-    = as the names of the keys say. Raises CheckpointError for parts that are missing or misfit.
+    them, for the scale of LoRA factors, which are folded in. An adapter's folder in the list, or
+    the config's `from_pretrained`, is put on the language model first: factors of a checkpoint take
+    the place of its factors for the same layer, and are scaled as it says. version: 1 or 2 of
+    OpenFlamingo, None = as the names of the keys say. Raises CheckpointError for parts that are
+    missing or misfit.
     """
     from retinue.hub.sources import Opened
 
@@ -124,9 +146,8 @@ def open_flamingo(
     folder = resolve(base)
     text = text_config(folder)
     tuning = tuning_of(files)
-    found = read_flamingo(
-        [file for file in files if file.suffix != ".json"], model_type=str(text["model_type"])
-    )
+    adapter = adapter_of(files, tuning)
+    found = read_flamingo(checkpoints(files), model_type=str(text["model_type"]))
     if version is not None:
         found.first_version = version == 1
     tower = tower_of(found, encoders)
@@ -147,11 +168,18 @@ def open_flamingo(
         },
         **{FOREIGN: {"format": "flamingo", "tuning": tuning}},
     )
-    alpha = tuning.get("lora_alpha")
+    alpha = tuning.get("lora_alpha") if adapter is None else adapter.config.get("lora_alpha")
     keys = flamingo_keys(str(text["model_type"]))
     changes = folds(
         found.lora, keys=keys, alpha=None if alpha is None else float(alpha), where=where
     )
+    if adapter is not None:
+        layers = LAYERS[str(text["model_type"])]
+
+        def ours(name: str) -> str | None:
+            return keys.to_retinue(plain_name(f"lang_encoder.{name}", layers=layers))
+
+        changes = {**adapter.changes(ours), **changes}
     return Opened(
         format="flamingo",
         folder=folder,
