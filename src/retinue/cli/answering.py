@@ -14,6 +14,7 @@ import typer
 from retinue.cli.common import note
 
 if TYPE_CHECKING:
+    from retinue.cli.sharing import Shared
     from retinue.decode.rows import RowFile
     from retinue.model.retinue import Retinue
     from retinue.processor import Processor
@@ -81,8 +82,13 @@ def load_model(
     quant_encoders: bool = False,
     quant_head: bool = False,
     video: str | None = None,
+    shared: Shared | None = None,
 ) -> tuple[Retinue, Processor]:
-    """The model and processor that the options describe."""
+    """The model and processor that the options describe.
+
+    shared: the processes that may run its layers together. In all of them but the first this never
+    returns: typer.Exit comes when the first one is done.
+    """
     import torch
 
     from retinue.decode.prompt import with_video
@@ -90,9 +96,14 @@ def load_model(
     from retinue.ops.backend import pick_device
 
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    place, mesh = pick_device(device)[0], None
+    if shared is not None:
+        place, mesh = shared.meet(place)
     model, processor = load(
         path,
-        device=pick_device(device)[0],
+        device=place,
+        mesh=mesh,
+        follows=shared is not None and shared.follows,
         dtype=dtypes.get(dtype),
         template=template,
         adapters=adapters or (),
@@ -101,6 +112,8 @@ def load_model(
         quant_encoders=quant_encoders,
         quant_head=quant_head,
     )
+    if shared is not None and mesh is not None:
+        shared.take(model)
     return model, with_video(processor, video)
 
 

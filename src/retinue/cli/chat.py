@@ -109,37 +109,39 @@ def chat(
         },
         where="chat",
     )
-    model, processor = opt.load_model(
-        path,
-        device=device,
-        dtype=dtype,
-        template=template,
-        adapters=adapter,
-        base=base,
-        quant=quant,
-        quant_encoders=quant_encoders,
-        quant_head=quant_head,
-        video=video_as,
-    )
+    with sharing(tp) as shared:
+        model, processor = opt.load_model(
+            path,
+            device=device,
+            dtype=dtype,
+            template=template,
+            adapters=adapter,
+            base=base,
+            quant=quant,
+            quant_encoders=quant_encoders,
+            quant_head=quant_head,
+            video=video_as,
+            shared=shared,
+        )
 
-    def choice(asked: str | None) -> Budget:
-        threshold = auto_threshold if asked == "auto" else None
-        return budgets.chosen(processor, asked, path=path, threshold=threshold)
+        def choice(asked: str | None) -> Budget:
+            threshold = auto_threshold if asked == "auto" else None
+            return budgets.chosen(processor, asked, path=path, threshold=threshold)
 
-    talk = Chat(model, processor, params=params, system=system, budget=choice(visual_tokens))
-    session = Session(talk, images=image or [], videos=video or [], choice=choice, drawn=drawn)
-    if ask is not None:
-        if t2i is not None:
-            session.paint(ask)
-        else:
-            session.answer(ask)
-        return
-    interactive = sys.stdin.isatty() and sys.stdout.isatty()
-    if interactive:
-        import readline  # noqa: F401  line editing for input()
+        talk = Chat(model, processor, params=params, system=system, budget=choice(visual_tokens))
+        session = Session(talk, images=image or [], videos=video or [], choice=choice, drawn=drawn)
+        if ask is not None:
+            if t2i is not None:
+                session.paint(ask)
+            else:
+                session.answer(ask)
+            return
+        interactive = sys.stdin.isatty() and sys.stdout.isatty()
+        if interactive:
+            import readline  # noqa: F401  line editing for input()
 
-        note("Ask; /image PATH shows a picture, /help lists commands, an empty line ends.")
-    session.talk(input if interactive else piped, forgiving=interactive)
+            note("Ask; /image PATH shows a picture, /help lists commands, an empty line ends.")
+        session.talk(input if interactive else piped, forgiving=interactive)
 
 
 def piped(prompt: str) -> str:

@@ -20,6 +20,7 @@ from retinue.cli.common import (
     quant_setting,
     verb,
 )
+from retinue.cli.sharing import TensorParallel, sharing
 
 if TYPE_CHECKING:
     from retinue.decode.budget import Budget
@@ -63,6 +64,7 @@ def generate(
     adapter: opt.Adapters = None,
     base: opt.Base = None,
     device: Device = "auto",
+    tp: TensorParallel = None,
     dtype: opt.Dtype = "auto",
     quant: Quant = None,
     quant_encoders: QuantEncoders = False,
@@ -88,39 +90,41 @@ def generate(
         },
         where="generate",
     )
-    model, processor = opt.load_model(
-        path,
-        device=device,
-        dtype=dtype,
-        template=template,
-        adapters=adapter,
-        base=base,
-        quant=quant,
-        quant_encoders=quant_encoders,
-        quant_head=quant_head,
-        video=video_as,
-    )
-    counts = write_answers(
-        model,
-        processor,
-        input,
-        output,
-        params=params,
-        batch_size=batch_size,
-        media_root=media_root,
-        skip=on_error == "skip",
-        restart=restart,
-        budget=budgets.chosen(processor, visual_tokens, path=path, threshold=auto_threshold),
-        settings={
-            "model": path,
-            "weights": opt.identity(path),
-            "adapters": adapter or [],
-            "base": base,
-            "video": video_as,
-            "quant": quant_setting(quant, encoders=quant_encoders, head=quant_head),
-        },
-    )
-    note(f"{counts['answered']} answers in {output} ({counts['kept']} were there)")
+    with sharing(tp) as shared:
+        model, processor = opt.load_model(
+            path,
+            device=device,
+            dtype=dtype,
+            template=template,
+            adapters=adapter,
+            base=base,
+            quant=quant,
+            quant_encoders=quant_encoders,
+            quant_head=quant_head,
+            video=video_as,
+            shared=shared,
+        )
+        counts = write_answers(
+            model,
+            processor,
+            input,
+            output,
+            params=params,
+            batch_size=batch_size,
+            media_root=media_root,
+            skip=on_error == "skip",
+            restart=restart,
+            budget=budgets.chosen(processor, visual_tokens, path=path, threshold=auto_threshold),
+            settings={
+                "model": path,
+                "weights": opt.identity(path),
+                "adapters": adapter or [],
+                "base": base,
+                "video": video_as,
+                "quant": quant_setting(quant, encoders=quant_encoders, head=quant_head),
+            },
+        )
+        note(f"{counts['answered']} answers in {output} ({counts['kept']} were there)")
 
 
 def write_answers(

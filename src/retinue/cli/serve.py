@@ -10,6 +10,7 @@ import typer
 from retinue.cli import answering as opt
 from retinue.cli.common import Device, Quant, QuantEncoders, QuantHead, examples, note, verb
 from retinue.cli.listening import address_of, api_keys, bound, run
+from retinue.cli.sharing import TensorParallel, sharing
 from retinue.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ app = verb()
         "retinue serve runs/sft/model --host 0.0.0.0 --api-key-file keys.txt",
         "retinue serve runs/sft/model --adapter art=runs/art/adapter --image-host example.org",
         "retinue serve small=runs/tiny/model large=runs/sft/model --admin-key-file admin.txt",
+        "retinue serve runs/sphinx-13b/model --tp 2",
         "retinue serve --backend http://gpu1:8000 --backend http://gpu2:8000 --port 80",
         "retinue serve --as controller --port 21001",
         "retinue serve runs/m3/model --as worker --controller http://localhost:21001 --port 21002",
@@ -116,7 +118,10 @@ def serve(
     ] = None,
     media_root: Annotated[
         list[Path] | None,
-        typer.Option(help="Folder whose pictures `file:` URLs may name; may repeat."),
+        typer.Option(
+            help="Folder whose pictures `file:` URLs may name; may repeat. Instruct-Flamingo's "
+            "route reads `imgpaths` below the first."
+        ),
     ] = None,
     shrink: Annotated[
         Literal["nobody", "asked", "everyone"],
@@ -151,6 +156,7 @@ def serve(
     ] = None,
     base: opt.Base = None,
     device: Device = "auto",
+    tp: TensorParallel = None,
     dtype: opt.Dtype = "auto",
     quant: Quant = None,
     quant_encoders: QuantEncoders = False,
@@ -163,7 +169,10 @@ def serve(
         need(module, extra="serve", purpose="retinue serve")
     keys = api_keys(api_key_file)
     admin = api_keys(admin_key_file, variable="RETINUE_ADMIN_KEYS")
-    with bound(host, port) as link:
+    if tp and (backend or role == "controller"):
+        raise ConfigError("--tp without a model of one's own", where="retinue serve")
+    # a follower leaves before it would listen, and must not take the port
+    with sharing(tp) as shared, bound(host, 0 if shared.follows else port) as link:
         own = address_of(link)
         locked = "" if keys else ", open to everyone who can reach it"
         if role == "controller":
@@ -210,6 +219,7 @@ def serve(
         assert paths is not None
         from retinue.serve.app import create_app
         from retinue.serve.engine import EngineSpec
+        from retinue.serve.flamingo import CleverFlamingo, add_flamingo
         from retinue.serve.models import Models, load_adapter
         from retinue.serve.opening import Opening, adapter_places, named_paths
         from retinue.serve.service import ServeSpec
@@ -250,6 +260,14 @@ def serve(
         if role == "worker" and len(named) > 1:
             raise ConfigError("a worker has one model", fix="start one worker for each")
         always, picked = adapter_places(adapter or [], list(named))
+        if shared.size > 1 and (len(named) > 1 or picked):
+            raise ConfigError(
+                f"{len(named)} models and {len(picked)} adapters to pick from, in processes that "
+                "share one",
+                where="--tp",
+                rule="they share one model, with adapters that are always on",
+                fix="start one server for each",
+            )
 
         def load(path: str) -> tuple[Retinue, Processor]:
             found = opt.load_model(
@@ -262,6 +280,7 @@ def serve(
                 quant=quant,
                 quant_encoders=quant_encoders,
                 quant_head=quant_head,
+                shared=shared,
             )
             if role == "worker":
                 from retinue.serve.llava.worker import pools
@@ -274,8 +293,15 @@ def serve(
         for one in picked:
             service = services[one.model]
             load_adapter(service, one.name, one.folder, opening.attach(service, one.folder))
-        models = Models(list(services.values()), open=opening.service, attach=opening.attach)
+        alone = shared.size == 1  # what is loaded later would not be divided
+        models = Models(
+            list(services.values()),
+            open=opening.service if alone else None,
+            attach=opening.attach if alone else None,
+        )
         served = create_app(models)
+        root = media_root[0] if media_root else None
+        add_flamingo(served, CleverFlamingo(service=models.first, media_root=root))
         if role == "worker":
             from retinue.serve.llava.worker import Worker, add_worker
 
@@ -284,4 +310,5 @@ def serve(
             )
             add_worker(served, worker)
         note(f"{', '.join(services)} at {own}/v1{locked}")
-        run(served, link, grace=grace)
+        with shared.watched():
+            run(served, link, grace=grace)

@@ -58,6 +58,7 @@ def load(
     quant_head: bool = False,
     rope: str | None = None,
     mesh: DeviceMesh | None = None,
+    follows: bool = False,
 ) -> tuple[Retinue, Processor]:
     """A model in eval mode and its processor, from a folder or hub id in any known format.
 
@@ -69,7 +70,8 @@ def load(
     too. Weights change format one by one as they are read; adapters stay on top, unmerged.
     rope: how a language model with dynamic NTK scaling measures length (`retinue ls ropes`).
     mesh: one line of processes that share the language model's layers, each of which reads its part
-    alone; all of them call this together (`retinue.parallel.tensor`).
+    alone; all of them call this together (`retinue.parallel.tensor`); follows: this one only runs
+    the layers for the first, and reads nothing else (`retinue.parallel.tensor_lead`).
     Raises ConfigError for an unknown format; CheckpointError for folders that are no checkpoint,
     incomplete or truncated, or parts that do not fit each other; EnvError when the hub cannot be
     reached or the package of a format is missing.
@@ -88,6 +90,7 @@ def load(
         quant_head=quant_head,
         rope=rope,
         mesh=mesh,
+        follows=follows,
     )
     return found.model, found.processor
 
@@ -107,6 +110,7 @@ def load_with_report(
     quant_head: bool = False,
     rope: str | None = None,
     mesh: DeviceMesh | None = None,
+    follows: bool = False,
 ) -> Loaded:
     """As `load`, with the coverage of every key; also of what `open_sphinx` has opened."""
     quantizer = None
@@ -130,7 +134,10 @@ def load_with_report(
     divider = None
     if mesh is not None:
         from retinue.parallel.tensor import Divider, parallelize
+        from retinue.parallel.tensor_lead import slim
 
+        if follows and not (adapters or opened.adapters):
+            slim(model)
         divider = Divider(model, mesh)
     coverage = fill(
         model,
@@ -141,7 +148,7 @@ def load_with_report(
         quantizer=quantizer,
         divider=divider,
     )
-    if coverage.unused:
+    if coverage.unused and not follows:
         get_logger().warning(f"{opened.folder}: {coverage}")
     file = opened.folder / "generation_config.json"
     if file.exists():

@@ -9,6 +9,7 @@ Legend: B rows, S columns, C heads of keys and values together, D head width.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -20,17 +21,20 @@ from retinue.serve.request import Running
 COLUMNS = 256
 """By which buffers grow; also how many may be there that no row needs."""
 ROWS = 8
+NUMBERS = itertools.count()
 
 
 class Mirror(StepCache):
     """A `StepCache` of one new token a row, which remembers.
 
     A row's tokens stand in the order of their positions; columns between them belong to other rows
-    and are masked. The newest token of every row is in the last column.
+    and are masked. The newest token of every row is in the last column. number: its own among all
+    of this process.
     """
 
     def __init__(self, pool: Pool, *, device: torch.device) -> None:
         self.pool, self.device, self.T = pool, device, 1
+        self.number = next(NUMBERS)
         self.order: list[Running] = []
         self.held_upto: list[int] = []
         self.kept: dict[tuple[int, str], Tensor] = {}

@@ -43,8 +43,10 @@ class StepCache:
 
     It answers to transformers' layers (`update`) and to those of the inference twin (`extend`,
     `seen`, `write`). tables: each row's blocks; starts: its cached tokens; counts: its new ones,
-    in the first columns of T.
+    in the first columns of T. recipe: how processes that share the layers make the same.
     """
+
+    recipe: object = None
 
     def __init__(
         self,

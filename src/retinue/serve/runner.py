@@ -21,6 +21,7 @@ from retinue.model.spec import Plan
 from retinue.processor import Processor
 from retinue.serve.adapters import Adapters
 from retinue.serve.features import FeatureCache
+from retinue.serve.led import recipe_of
 from retinue.serve.mirror import Mirror
 from retinue.serve.pool import Pool, StepCache
 from retinue.serve.request import Running
@@ -54,6 +55,11 @@ class ModelRunner:
         self.plan: Plan = model.plan
         self.encoded = 0
         self.mirrors: dict[str, Mirror] = {}
+
+    @property
+    def led(self) -> bool:
+        """Whether other processes run the layers along with this one."""
+        return hasattr(self.model.lm, "lead")
 
     @property
     def pieces(self) -> bool:
@@ -208,6 +214,8 @@ class ModelRunner:
             mirror = self.mirrors.setdefault(
                 rows[0].request.adapter, Mirror(pool, device=self.device)
             )
+            if self.led:
+                mirror.recipe = recipe_of(shares, pool, mirror=mirror)
             return mirror, mirror.arrange(rows)
         held = StepCache(
             pool,
@@ -216,6 +224,8 @@ class ModelRunner:
             counts=[count for _, count in shares],
             device=self.device,
         )
+        if self.led:
+            held.recipe = recipe_of(shares, pool, mirror=None)
         return held, rows
 
     def _batch(

@@ -16,6 +16,7 @@ from retinue.core.errors import RetinueError
 from retinue.core.log import get_logger
 from retinue.core.spec import Spec
 from retinue.model.retinue import Retinue
+from retinue.parallel.launch import peers_lost
 from retinue.processor import Processor
 from retinue.serve.background import Background
 from retinue.serve.beams import Beams
@@ -231,7 +232,7 @@ class Service:
                 if event.finish is not None:
                     alive.discard(event.id)
                 if event.error is not None:
-                    if not isinstance(event.error, RetinueError):
+                    if not (isinstance(event.error, RetinueError) or peers_lost(event.error)):
                         get_logger().error("a request failed", exc_info=event.error)
                     raise as_api(event.error)
                 yield numbers[event.id], event
