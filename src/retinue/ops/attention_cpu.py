@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from retinue.ops import backend
-from retinue.ops.attention_blocks import block_backward
+from retinue.ops.attention_blocks import long_backward
 from retinue.ops.attention_tree import has_prefix, most_keys, tree_backward, tree_forward
 from retinue.ops.groups import Group, groups_of, put, take, whole_rows
 
@@ -109,7 +109,7 @@ def piece_attention_backward(
                 mask, plain = _flash_mask(q, k, slopes_H, causal)
                 # not in float16, whose range is too small for gradients between two products
                 if plain and q_BHTD.dtype == torch.bfloat16:
-                    grads = block_backward(g, q, k, v, out, lse, scale=scale)
+                    grads = long_backward(g, q, k, v, out, lse, scale=scale)
                 else:
                     grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
                         g, q, k, v, out, lse, 0.0, plain, attn_mask=mask, scale=scale

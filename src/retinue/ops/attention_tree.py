@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from retinue.ops.attention_blocks import block_backward
+from retinue.ops.attention_blocks import long_backward
 from retinue.ops.plan import PREFIX, PREFIX_STOP, ROW, START, STOP
 
 
@@ -113,7 +113,7 @@ def tree_backward(
         q, k, v = _inputs(q_BHTD, k_BGTD, v_BGTD, part)
         # not in float16, whose range is too small for gradients between two products
         if q.dtype == torch.bfloat16:
-            grads = block_backward(g, q, k, v, out, lse, scale=scale, causal=part.causal)
+            grads = long_backward(g, q, k, v, out, lse, scale=scale, causal=part.causal)
         else:
             grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
                 g, q, k, v, out, lse, 0.0, part.causal, attn_mask=None, scale=scale

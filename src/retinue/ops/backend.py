@@ -116,10 +116,17 @@ def report() -> dict[str, str]:
         "form": _form,
         "varlen attention": ", ".join(sorted(varlen_keywords())) or "no",
         "cpu attention kernels": yes[cpu_flash()],
+        "compiled attention gradient": yes[_compiled_attention()],
         "cpu prepacked bf16": yes[cpu_prepack()],
         "kernels of few bits": _few_bits(device.type),
         "torch linear_cross_entropy": yes[hasattr(torch.nn.functional, "linear_cross_entropy")],
     }
+
+
+def _compiled_attention() -> bool:
+    from retinue.ops.native.attention import compiled_backward
+
+    return compiled_backward() is not None
 
 
 def _few_bits(device: str) -> str:
