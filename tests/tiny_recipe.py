@@ -33,6 +33,8 @@ ENCODER = {
     "patch_size": 14,
 }
 
+CONVNEXT = {"model_type": "convnext", "hidden_sizes": [8, 8, 8, WIDTH], "depths": [1, 1, 1, 1]}
+
 FLAMINGO = {
     "lm": {"config": {"model_type": "mpt", "d_model": WIDTH, "n_heads": 2, "n_layers": 2}},
     "encoders": {"clip": {"kind": "clip"}},
@@ -101,7 +103,8 @@ def shrink(recipe: str, folder: Path, *, steps: int = 2) -> Path:
     if data["data"].get("epoch"):
         data["data"]["epoch"]["samples"] = 8
     data["report"] = {**data.get("report", {}), "every": 1}
-    data["parallel"] = {**data.get("parallel", {}), "compile": False}
+    alone = {"compile": False, "tensor": 1, "shard": "none"}
+    data["parallel"] = {**data.get("parallel", {}), **alone}
     path = folder / "tiny.yaml"
     path.write_text(Tree(data=data).dump(), "utf-8")
     return path
@@ -121,7 +124,12 @@ def small_model(model: dict[str, Any], tokenizer: Path) -> dict[str, Any]:
         model["lm"], model["tokenizer"] = {"config": chosen}, {"from": str(tokenizer)}
     for name, part in model.get("encoders", {}).items():
         fields = {key: value for key, value in part.items() if key not in ("from", "config")}
-        model["encoders"] = {**model["encoders"], name: {**fields, "config": ENCODER}}
+        own = ENCODER
+        if "size" in fields:
+            own, fields["size"] = CONVNEXT, 32
+        elif any("size" in other for other in model["encoders"].values()):
+            own = {**ENCODER, "image_size": 32, "patch_size": 16}  # one view of both is 32 pixels
+        model["encoders"] = {**model["encoders"], name: {**fields, "config": own}}
     return model
 
 

@@ -135,3 +135,60 @@ def test_schema_covers_the_model():
     assert set(schema["properties"]) == sections
     known = set(compose("llava15-7b/align").data)
     assert known <= sections
+
+
+def test_sphinx_values_are_the_original_s():
+    """SPHINX's tuning command, value by value; its text length alone cannot hold a picture."""
+    _, spec = compose_run("sphinx-13b/sft")
+    (stage,) = spec.train.stages
+    found = {
+        "epochs": stage.epochs,
+        "warmup_epochs": stage.schedule.warmup,
+        "batch_size x data groups x accum_iter": stage.global_batch,
+        "batch_size": stage.micro_batch,
+        "num_workers": spec.data.workers,
+        "lr": stage.optim.lr,
+        "min_lr": stage.schedule.floor * stage.optim.lr,
+        "schedule": stage.schedule.kind,
+        "clip_grad": stage.optim.clip,
+        "weight_decay": stage.optim.weight_decay,
+        "betas": stage.optim.betas,
+        "model_parallel_size": spec.parallel.tensor,
+        "data_parallel": spec.parallel.shard,
+        "checkpointing": spec.parallel.activation,
+        "dialog": spec.data.sources[0].format,
+        "image_transform": spec.model.get("views"),
+        "seed": spec.seed,
+    }
+    assert found == {
+        "epochs": 1,
+        "warmup_epochs": 0.03,
+        "batch_size x data groups x accum_iter": 4 * (8 // 2) * 4,
+        "batch_size": 4,
+        "num_workers": 2,
+        "lr": 2e-5,
+        "min_lr": 0.0,
+        "schedule": "cosine",
+        "clip_grad": 8.0,
+        "weight_decay": 0.0,
+        "betas": (0.9, 0.95),
+        "model_parallel_size": 2,
+        "data_parallel": "keep",  # sdp
+        "checkpointing": "full",
+        "dialog": "accessory",
+        "image_transform": None,  # padded_resize is the checkpoint's own
+        "seed": 0,
+    }
+    assert spec.data.max_tokens > 1455 > 512
+    _, moe = compose_run("sphinx-moe/sft")
+    (other,) = moe.train.stages
+    assert (other.optim.lr, other.objective.kind) == (5e-6, "moe")
+    same = other.model_copy(update={"optim": stage.optim, "objective": stage.objective})
+    assert same == stage
+    assert moe.parallel == spec.parallel
+
+
+def test_accessory_s_words_for_sharding_are_ours():
+    for theirs, ours in (("sdp", "keep"), ("fsdp", "reshard")):
+        _, spec = compose_run("sphinx-13b/sft", [f"parallel.shard={theirs}"])
+        assert spec.parallel.shard == ours

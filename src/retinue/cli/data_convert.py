@@ -15,7 +15,6 @@ EPILOG = examples(
     "retinue data convert v2_OpenEnded_mscoco_train2014_questions.json vqa.json --from vqav2",
     "retinue data convert mine.csv mine.json --from map --map image=file,question=q,answer=a",
     "retinue data convert imagenet/train imagenet.json --from imagefolder --names classes.txt",
-    "retinue ls datasets",
 )
 
 

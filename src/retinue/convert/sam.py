@@ -91,7 +91,7 @@ def sam_config(weights: Weights, *, where: str) -> dict[str, Any]:
         )
     width, _, patch, _ = weights.shape(PROBE)
     grid = weights.shape("image_encoder.pos_embed")[1]
-    reach = []
+    reach: list[tuple[int, ...]] = []
     while f"image_encoder.blocks.{len(reach)}.attn.rel_pos_h" in weights:
         reach.append(weights.shape(f"image_encoder.blocks.{len(reach)}.attn.rel_pos_h"))
     windows = [(rows + 1) // 2 for rows, _ in reach]

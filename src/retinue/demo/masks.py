@@ -81,11 +81,9 @@ class Masks:
         width, height = picture.size
         scale = self.side / max(width, height)
         small = (max(1, round(width * scale)), max(1, round(height * scale)))
-        levels = np.asarray(
-            picture.convert("RGB").resize(small, Image.Resampling.BILINEAR), dtype=np.float32
-        )
-        levels = (levels - np.float32(MEAN)) / np.float32(STD)
-        pixels_CHW = torch.from_numpy(levels).permute(2, 0, 1)
+        sized = picture.convert("RGB").resize(small, Image.Resampling.BILINEAR)
+        levels_HWC = torch.from_numpy(np.array(sized, dtype=np.float32))
+        pixels_CHW = ((levels_HWC - torch.tensor(MEAN)) / torch.tensor(STD)).permute(2, 0, 1)
         right, below = self.side - small[0], self.side - small[1]
         pixels_CHW = F.pad(pixels_CHW, (0, right, 0, below))
         ratio = torch.tensor([small[0] / width, small[1] / height] * 2)
@@ -97,8 +95,8 @@ class Masks:
         ).pred_masks[0]
         whole = F.interpolate(found.float(), (self.side, self.side), mode="bilinear")
         cut = whole[..., : small[1], : small[0]]
-        sized = F.interpolate(cut, (height, width), mode="bilinear")
-        return [np.asarray((one > 0).cpu().numpy(), dtype=np.bool_) for one in sized[:, 0]]
+        full = F.interpolate(cut, (height, width), mode="bilinear")
+        return [np.asarray((one > 0).cpu().numpy(), dtype=np.bool_) for one in full[:, 0]]
 
 
 def published(file: Path) -> Any:
