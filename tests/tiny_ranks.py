@@ -50,6 +50,9 @@ def together(count: int, work: Callable[..., Any], *args: Any) -> list[Any]:
             for rank, one in enumerate(everyone):
                 if one.exitcode is not None and one.exitcode < 0:
                     found.setdefault(rank, one.exitcode)
+                assert not one.exitcode or one.exitcode < 0 or answers._reader.poll(1), (
+                    f"process {rank} did not begin"
+                )
             assert time.monotonic() < late, f"only {sorted(found)} of {count} processes answered"
         return [found[rank] for rank in range(count)]
     finally:

@@ -17,9 +17,8 @@ import typer
 from typer.core import TyperGroup
 
 from retinue.cli.launch import follow_parent, last_words
-from retinue.core.errors import NO_ROOM, EnvError, RetinueError, of_os
-from retinue.core.log import rank
-from retinue.parallel.launch import peers_lost
+from retinue.core.errors import NO_ROOM, RetinueError, of_os
+from retinue.parallel.launch import alone, peers_lost
 
 VERBS = {
     "quickstart": "retinue.cli.quickstart",
@@ -82,7 +81,9 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; errors end as a line on stderr."""
     command = typer.main.get_command(app)
     try:
-        result = command.main(list(arguments), prog_name="retinue", standalone_mode=False)
+        result = command.main(
+            list(arguments), prog_name="retinue", standalone_mode=False, obj=tuple(arguments)
+        )
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -97,7 +98,7 @@ def report(error: Exception) -> int:
         error = of_os(error)
     if peers_lost(error):
         if not last_words(error):
-            print(f"retinue: {lonely(error)}", file=sys.stderr)
+            print(f"retinue: {alone(error)}", file=sys.stderr)
         return 4
     if isinstance(error, RetinueError):
         if not last_words(error):
@@ -112,17 +113,6 @@ def report(error: Exception) -> int:
     traceback.print_exception(error)
     print("retinue: this is a bug; the traceback above belongs in the report", file=sys.stderr)
     return 1
-
-
-def lonely(error: Exception) -> RetinueError:
-    """What is said where the other processes of a launch are gone."""
-    reason = str(error).strip().splitlines()[0].rpartition("] ")[2] if str(error) else ""
-    return EnvError(
-        "another process of this launch has ended or cannot be met",
-        where=f"process {rank()}",
-        rule=reason or None,
-        fix="see what it said; the same command goes on from the last checkpoint",
-    )
 
 
 def main() -> None:

@@ -160,7 +160,7 @@ def train(
     from retinue.ops.backend import default_threads, pick_device
     from retinue.ops.malloc import tune_malloc
     from retinue.parallel.grid import ranks_of_launch
-    from retinue.parallel.launch import peers_lost
+    from retinue.parallel.launch import alone, peers_lost
     from retinue.train.run import run_stages
 
     folder = Path(out or spec.report.dir or run_dir(name))
@@ -195,9 +195,10 @@ def train(
     except Exception as error:
         if not isinstance(error, RetinueError) and not peers_lost(error):
             raise
+        told = error if isinstance(error, RetinueError) else alone(error)
         with suppress(RetinueError):  # a full disk is told as what it stopped
             if rank() == 0:
-                write_json(folder / "run.json", {"status": "failed", "error": str(error)})
+                write_json(folder / "run.json", {"status": "failed", "error": str(told)})
         raise
 
 

@@ -7,7 +7,8 @@ import re
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
-from retinue.core.errors import ConfigError
+from retinue.core.errors import ConfigError, EnvError
+from retinue.core.log import rank
 
 FIRST_PORT, PORTS = 20000, 20000
 """SLURM gives no port: the job's number chooses one, so that two jobs on a machine differ."""
@@ -121,3 +122,14 @@ def peers_lost(error: BaseException) -> bool:
     if kinds & set(DISTRIBUTED):
         return True
     return isinstance(error, RuntimeError) and "gloo" in str(error)
+
+
+def alone(error: BaseException) -> EnvError:
+    """What the user is told where `peers_lost`."""
+    found = re.search(r"(Connection \w+ by peer|[Tt]imed? ?out[^.\n]*)", str(error))
+    return EnvError(
+        "another process of this launch has ended or cannot be met",
+        where=f"process {rank()}",
+        rule=found[1] if found else None,
+        fix="see what it said; the same command goes on from the last checkpoint",
+    )
