@@ -167,3 +167,10 @@ def test_a_language_model_that_is_not_whole(tmp_path: Path) -> None:
     }
     with pytest.raises(CheckpointError, match="only what was trained on another model"):
         build(section)
+
+
+@pytest.mark.parametrize("place", ["quickstart/data/tokenizer", "worlds/text/tokenizer"])
+def test_a_tokenizer_that_is_not_made_yet(place: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="run `retinue quickstart` first"):
+        build({**PATCHES, "tokenizer": {"from": place}})

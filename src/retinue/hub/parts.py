@@ -12,6 +12,7 @@ from retinue.convert.keymap import KeyMap
 from retinue.convert.llava import text_fields
 from retinue.convert.towers import norm_fields, open_tower, tower_keys
 from retinue.core.errors import CheckpointError, ConfigError
+from retinue.core.paths import HubId
 from retinue.hub.resolve import resolve
 from retinue.hub.section import EncoderPart, LMPart, ModelSection
 from retinue.hub.sources import ADAPTER, OWN_KEYS
@@ -111,7 +112,18 @@ def read_encoder(name: str, part: EncoderPart, parts: Parts, *, where: str) -> N
 def tokenizer_of(section: ModelSection, parts: Parts, *, where: str) -> Tokenizer:
     """The section's tokenizer, else that of the language model. Raises ConfigError without."""
     if section.tokenizer is not None and section.tokenizer.source is not None:
-        folder = resolve(section.tokenizer.source, weights=False)
+        source = section.tokenizer.source
+        if not Path(source).expanduser().exists() and HubId.parse(source) is None:
+            world = "make the data as the recipe's header says (`retinue data world`)"
+            raise ConfigError(
+                "there is no tokenizer yet",
+                where=f"{where}.tokenizer.from: {source}",
+                rule="TinyWorld's recipes read the one that is made together with their data",
+                fix="run `retinue quickstart` first"
+                if source.startswith("quickstart/")
+                else f"{world}, or run `retinue quickstart` first and name its tokenizer",
+            )
+        folder = resolve(source, weights=False)
     elif parts.folder is not None:
         folder = parts.folder
     else:
