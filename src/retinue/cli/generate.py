@@ -36,13 +36,19 @@ app = verb()
     epilog=examples(
         "retinue generate runs/quickstart/model --input questions.jsonl --output answers.jsonl",
         "retinue generate llava-hf/llava-1.5-7b-hf --input q.jsonl --output a.jsonl --batch-size 4",
+        "retinue generate runs/mine/model --input config.json --output predictions --beams 3",
         "retinue generate runs/m3/model --input q.jsonl --output a.jsonl --visual-tokens auto",
     )
 )
 def generate(
     path: opt.ModelPath,
-    input: Annotated[Path, typer.Option(help="Rows {id, messages}, one JSON object a line.")],
-    output: Annotated[Path, typer.Option(help="Rows {id, text, tokens, finish}, in input order.")],
+    input: Annotated[
+        Path,
+        typer.Option(help="Rows {id, messages}, one a line; or a JSON list of data sets (docs)."),
+    ],
+    output: Annotated[
+        Path, typer.Option(help="Rows {id, text, tokens, finish}; of data sets, a folder.")
+    ],
     max_new_tokens: opt.MaxNewTokens = 512,
     temperature: opt.Temperature = 0.0,
     top_p: opt.TopP = 1.0,
@@ -72,9 +78,14 @@ def generate(
 ) -> None:
     """Answer every row of a JSONL file; run again to go on where it was interrupted."""
     from retinue.decode.sampling import SamplingParams
+    from retinue.eval.instruct import is_config, read_config
     from retinue.eval.questions import open_rows
 
-    open_rows(input, media_root=media_root)  # a wrong file fails before the model is loaded
+    several = is_config(input)
+    if several:  # a wrong file fails before the model is loaded
+        read_config(input)
+    else:
+        open_rows(input, media_root=media_root)
     params = SamplingParams.parse(
         {
             "max_new_tokens": max_new_tokens,
@@ -104,18 +115,12 @@ def generate(
             video=video_as,
             shared=shared,
         )
-        counts = write_answers(
-            model,
-            processor,
-            input,
-            output,
-            params=params,
-            batch_size=batch_size,
-            media_root=media_root,
-            skip=on_error == "skip",
-            restart=restart,
-            budget=budgets.chosen(processor, visual_tokens, path=path, threshold=auto_threshold),
-            settings={
+        common: dict[str, Any] = {
+            "params": params,
+            "batch_size": batch_size,
+            "restart": restart,
+            "budget": budgets.chosen(processor, visual_tokens, path=path, threshold=auto_threshold),
+            "settings": {
                 "model": path,
                 "weights": opt.identity(path),
                 "adapters": adapter or [],
@@ -123,6 +128,15 @@ def generate(
                 "video": video_as,
                 "quant": quant_setting(quant, encoders=quant_encoders, head=quant_head),
             },
+        }
+        if several:
+            from retinue.cli.dataset_predictions import write_predictions
+
+            write_predictions(model, processor, input, output, **common)
+            return
+        skip = on_error == "skip"
+        counts = write_answers(
+            model, processor, input, output, media_root=media_root, skip=skip, **common
         )
         note(f"{counts['answered']} answers in {output} ({counts['kept']} were there)")
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from retinue.decode.prompt import end_ids
@@ -25,12 +26,15 @@ if TYPE_CHECKING:
 TIDY = (" .", " ?", " !", " ,", " n't", " 'm", " 's", " 've", " 're")
 """What the tokenizers of 2023 closed up when they decoded; also blanks around a quote."""
 
+BLACK = (224, 224)
+
 
 def inputs_of(processor: Processor, prompt: str, images: Sequence[Any]) -> dict[str, Tensor]:
     """A prompt with `<image>` marks as inputs of `generate`; images: paths or pictures.
 
-    Where `<image>` is a word of the vocabulary the prompt is tokenized whole, so that marks may
-    also outnumber pictures. Raises MediaError, RequestError.
+    Where `<image>` is a word of the vocabulary the prompt is tokenized whole. A model whose marks
+    may outnumber its pictures (`counting: ids`) sees a black one where there is none at all, as
+    the original does. Raises MediaError, RequestError.
     """
     tokenizer = processor.tokenizer
     if not tokenizer.image_in_text:
@@ -38,9 +42,12 @@ def inputs_of(processor: Processor, prompt: str, images: Sequence[Any]) -> dict[
         return dict(hf_inputs(processor, processor.collate([example], pad_side="left")))
     ids = torch.tensor([tokenizer.call(prompt)])
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    marked = bool((ids == processor.image_id).any())
+    if marked and not images and processor.plan.spec.fusion.surplus_marks:
+        images = [Image.new("RGB", BLACK)]
     if images:
         stream = processor.spec.streams["rgb"]
-        items = [processor.item(Media(source=one), where=str(one)) for one in images]
+        items = [processor.item(Media(source=one), where=f"{one!s:.200}") for one in images]
         pixels = torch.cat([item.pixels["rgb"] for item in items])
         inputs["pixel_values"] = normalize(
             pixels, mean=stream.mean, std=stream.std, dtype=torch.float32

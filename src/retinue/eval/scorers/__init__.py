@@ -38,6 +38,7 @@ SCORERS: Registry[Scorer] = Registry(
         "igvlm": "retinue.eval.scorers.choice:igvlm",
         "anls": "retinue.eval.scorers.short:anls",
         "mmmu": "retinue.eval.scorers.mmmu:mmmu",
+        "rouge-l": "retinue.eval.scorers.rouge:rouge_l",
         "relations": "retinue.eval.scorers.relations:relations",
     },
 )
