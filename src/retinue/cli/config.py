@@ -56,10 +56,16 @@ def diff_(old: Recipe, new: Recipe, as_json: AsJson = False) -> None:
     epilog=examples(
         "retinue config tuning tuning_config.json --model flamingo-9b",
         "retinue config tuning lora+perceiver.json --model released.pt --base mpt-7b --json",
+        "retinue config tuning llama_peft/config.json --model llama_peft",
     )
 )
 def tuning(
-    file: Annotated[Path, typer.Argument(help="A tuning config of Instruct-Flamingo, JSON.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="A tuning config of Instruct-Flamingo, or LLaMA2-Accessory's config.json."
+        ),
+    ],
     model: Annotated[str, typer.Option(help="The model that it tunes.")],
     base: Annotated[
         str | None, typer.Option(help="The language model of an OpenFlamingo checkpoint.")
@@ -70,6 +76,7 @@ def tuning(
     as_json: AsJson = False,
 ) -> None:
     """Print a tuning config as the `trainable:` rules of a stage."""
+    from retinue.convert.sphinx_tuning import FIELDS, accessory_rules
     from retinue.convert.tuning import trainable_rules
     from retinue.convert.weights import read_json
     from retinue.hub.flamingo import ADAPTER
@@ -82,7 +89,10 @@ def tuning(
     names = [name for name, _ in skeleton(opened.config).named_parameters()]
     named = said.get("from_pretrained")
     adapter = read_json(resolve(str(named)) / ADAPTER) if named else None
-    rules = trainable_rules(said, names, adapter=adapter)
+    if set(said) & set(FIELDS):
+        rules = accessory_rules(said, names, prefixed=any(n.endswith(".prefix") for n in names))
+    else:
+        rules = trainable_rules(said, names, adapter=adapter)
     if as_json:
         print_json({"trainable": rules})
     else:

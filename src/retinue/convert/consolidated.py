@@ -34,6 +34,7 @@ SIDES: Sequence[tuple[re.Pattern[str], int]] = (
     (re.compile(r"output\.(weight|bias)"), 0),
     (re.compile(rf"layers\.\d+\.{COLUMN}\.(weight|bias|lora_b\.weight)"), 0),
     (re.compile(rf"layers\.\d+\.{ROW}\.(weight|lora_a\.weight)"), 1),
+    (re.compile(r"prefix_gate"), 1),
 )
 """Which side of a parameter is cut; what is not listed is the same in every shard."""
 

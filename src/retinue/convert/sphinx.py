@@ -12,7 +12,13 @@ from typing import Any, Literal
 
 from retinue.convert.groups import Group, modules
 from retinue.convert.keymap import KeyMap, Rule
-from retinue.convert.sphinx_lm import Experts, experts_layout, lm_groups, text_config
+from retinue.convert.sphinx_lm import (
+    Experts,
+    experts_layout,
+    lm_groups,
+    prefix_groups,
+    text_config,
+)
 from retinue.convert.sphinx_vision import (
     CLIP,
     CONVNEXT,
@@ -61,7 +67,7 @@ class Variant:
 
 TEXT = Variant(sees=False)
 VARIANTS: dict[str, Variant] = {
-    **dict.fromkeys(("llama", "llama_peft"), TEXT),
+    **dict.fromkeys(("llama", "llama_peft", "llama_adapter"), TEXT),
     **dict.fromkeys(("mixtral", "mixtral_sparse", "mixtral_peft"), TEXT),
     **dict.fromkeys(("llama_ens", "llama_ens_peft"), Variant()),
     **dict.fromkeys(("llama_qformerv2", "llama_qformerv2_peft"), Variant()),
@@ -91,6 +97,8 @@ def variant(llama_type: str | None, weights: Weights, *, where: str) -> tuple[st
                 + ", ".join(name for name, v in VARIANTS.items() if v.sees),
             )
         layout = experts_layout(weights)
+        if "prefix" in weights:
+            return "llama_adapter", TEXT
         plain = {None: "llama", "sparse": "mixtral_sparse", "base": "mixtral"}
         return plain[layout], TEXT
     if llama_type not in VARIANTS:
@@ -119,6 +127,7 @@ def import_sphinx(
     given = given or {}
     text = text_config(args, weights, where=where)
     encoders = encoder_configs(weights, given)
+    joined = fusion(weights, where=where)
     if sizes.sees != bool(encoders):
         raise CheckpointError(
             f"{name} {'without' if sizes.sees else 'with'} encoders in its weights",
@@ -129,7 +138,7 @@ def import_sphinx(
         "encoders": encoder_specs(encoders, sizes, precision=precision),
         "connector": connector(weights, encoders, sizes, given) if encoders else {"kind": "blind"},
         "layout": layout(weights, sizes) if encoders else {"kind": "plain"},
-        "fusion": {"kind": "splice"},
+        "fusion": joined,
         "image_token_id": IMAGE_ID,
     }
     config = RetinueConfig(
@@ -204,6 +213,20 @@ def connector(
     return branches[0] if len(branches) == 1 else {"kind": "sequence", "parts": branches}
 
 
+def fusion(weights: Weights, *, where: str) -> dict[str, Any]:
+    """Splice, or the prefixes of LLaMA-Adapter. Raises CheckpointError for its visual form."""
+    if "visual_query" in weights:
+        raise CheckpointError(
+            "llama_adapter with pictures",
+            where=where,
+            rule="its prefixes without pictures are read; visual prompts inside them are not",
+        )
+    if "prefix" not in weights:
+        return {"kind": "splice"}
+    layers, _, length, _ = weights.shape("prefix")
+    return {"kind": "prefix", "length": length, "layers": layers}
+
+
 def layout(weights: Weights, sizes: Variant) -> dict[str, Any]:
     """Every view in brackets; halved tiles show queries, class token and the coarse grid."""
     if "start_img" not in weights:
@@ -245,6 +268,8 @@ def sphinx_groups(
         found += modules({f"{their}.0": f"{place}net", f"{their}.1": f"{place}norm"})
         if query:
             found += qformer_groups(node["of"], f"{place}of.")
+    if spec["fusion"]["kind"] == "prefix":
+        found += prefix_groups(config.text_config, layers=spec["fusion"]["layers"])
     if spec["layout"]["kind"] == "bracket":
         for their, our in (("start_img", "layout.start"), ("end_img", "layout.end")):
             found.append(

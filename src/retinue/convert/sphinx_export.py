@@ -36,6 +36,8 @@ def llama_type(config: RetinueConfig) -> str:
         )
     if text.model_type == "mixtral":
         return "mixtral_sparse"
+    if ModelSpec.parse(config.spec, where="model").fusion.kind == "prefix":
+        return "llama_adapter"
     return "llama_peft" if text.attention_bias or text.mlp_bias else "llama"
 
 
@@ -87,6 +89,11 @@ def arguments(config: RetinueConfig, name: str) -> dict[str, Any]:
         fields |= hidden_rule(text.hidden_size, text.intermediate_size)
         if name == "llama_peft":
             fields |= {"lora_rank": -1, "bias_tuning": True, "norm_tuning": True}
+    fusion = config.spec.get("fusion") or {}
+    if fusion.get("kind") == "prefix":
+        layers = fusion.get("layers") or text.num_hidden_layers
+        fields |= {"prefix_len": fusion.get("length", 10), "prefix_layers": layers}
+        fields |= {"lora_rank": -1, "bias_tuning": bool(text.attention_bias)}
     if config.encoders:
         fields["load_pretrained_visual_encoder"] = False
     old = dict(foreign(config).get("config") or {})

@@ -26,7 +26,7 @@ KNOWN = (
     *("ffn_dim_multiplier", "norm_eps", "rope_theta", "rope_scaling", "max_batch_size"),
     *("max_seq_len", "hidden_dim", "head_dim", "moe", "load_balancing_weight"),
     *("load_pretrained_visual_encoder", "trainable_mode"),
-    *("lora_rank", "bias_tuning", "norm_tuning"),
+    *("lora_rank", "bias_tuning", "norm_tuning", "prefix_layers", "prefix_len"),
 )
 """Fields of the original's model arguments; it refuses any other."""
 
@@ -148,6 +148,27 @@ def lm_groups(text: Any, *, experts: Experts, names: Weights | None = None) -> l
         if experts is not None:
             found += _experts(theirs + "feed_forward.", ours + "mlp.", text, experts)
     return found
+
+
+def prefix_groups(text: Any, *, layers: int | None) -> list[Group]:
+    """LLaMA-Adapter's prefixes and gates: one table each, of the last layers, in their order."""
+    number = text.num_hidden_layers if layers is None else layers
+    first = text.num_hidden_layers - number
+    places = [f"{OURS.format(first + row)}self_attn." for row in range(number)]
+    return [
+        Group(
+            ("prefix",),
+            tuple(f"{place}prefix" for place in places),
+            read=lambda t: list(t[0][:, 0]),
+            write=lambda t: [torch.stack(list(t))[:, None]],
+        ),
+        Group(
+            ("prefix_gate",),
+            tuple(f"{place}prefix_gate" for place in places),
+            read=lambda t: list(t[0]),
+            write=lambda t: [torch.stack(list(t))],
+        ),
+    ]
 
 
 def _linear(

@@ -7,6 +7,7 @@ FUSIONS: Registry[type] = Registry(
     {
         "splice": "retinue.model.fusions.splice:Splice",
         "expert": "retinue.model.fusions.expert:Expert",
+        "prefix": "retinue.model.fusions.prefix:Prefix",
         "cross": "retinue.model.fusions.cross:Cross",
     },
 )
