@@ -1,4 +1,4 @@
-"""CIDEr and BLEU of captions, over a whole set."""
+"""CIDEr, BLEU and METEOR of captions, over a whole set."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from retinue.eval.measures.meteor import meteor
 from retinue.eval.scorers.base import mean
 
 Row = Mapping[str, Any]
@@ -17,13 +18,21 @@ _WORD = re.compile(r"n't\b|[a-z0-9]+(?:-[a-z0-9]+)*|'[a-z]+")
 
 
 def cider(rows: Sequence[Row]) -> dict[str, float]:
-    """CIDEr-D: similarity of tf-idf weighted 1- to 4-grams, times 10; and BLEU-1 to BLEU-4.
+    """CIDEr-D: similarity of tf-idf weighted 1- to 4-grams, times 10; BLEU-1 to BLEU-4; METEOR.
 
     Source: CIDEr (arXiv 1411.5726) in COCO's form (https://github.com/tylin/coco-caption). Words
-    are parted by a rule of our own close to the Penn Treebank's; COCO's tool asks for Java.
+    are parted by a rule of our own close to the Penn Treebank's; COCO's tool asks for Java. METEOR
+    is there where its own program can run (`measures.meteor`).
     """
     given = [[grams(one) for one in row["references"]] for row in rows]
-    return {"cider": mean(cider_each(rows, given)), **bleu(rows, given)}
+    said = [" ".join(tokens(str(row["text"]))) for row in rows]
+    wanted = [[" ".join(tokens(one)) for one in row["references"]] for row in rows]
+    judged = meteor(said, wanted)
+    return {
+        "cider": mean(cider_each(rows, given)),
+        **bleu(rows, given),
+        **({} if judged is None else {"meteor": judged}),
+    }
 
 
 def cider_each(rows: Sequence[Row], given: Sequence[Sequence[Grams]] | None = None) -> list[float]:
