@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from fake_processor import FakeProcessor
+from retinue.cli.main import run
 from retinue.core.errors import DataError
 from retinue.data.dataset import open_dataset
 from retinue.data.formats import detect_format, open_format
@@ -245,3 +246,24 @@ def test_patterns(tmp_path):
     with pytest.raises(DataError, match="no shard"):
         expand(tmp_path / "c*.tar")
     assert isinstance(open_format(tmp_path / "a-*.tar"), Shards)
+
+
+def test_shards_are_checked_and_shown(folder, capsys):
+    rows = [document(2), document(1, similar=0.0)]
+    members = [(f"d{k}.json", json.dumps(row).encode()) for k, row in enumerate(rows)]
+    write_tar(folder / "docs.tar", members)
+    assert run(["data", "check", str(folder / "pairs-{000..001}.tar"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["good"] == 8
+    recipe = folder / "r.yaml"
+    recipe.write_text(
+        f"data: {{sources: [{{path: {folder}/docs.tar, web: {{min_bytes: 0}}}}]}}\n", "utf-8"
+    )
+    assert run(["data", "check", str(recipe), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["records"], found["good"], found["refused"]) == (2, 1, 1)
+    assert run(["data", "show", str(folder / "pairs-000.tar"), "--json", "--limit", "1"]) == 0
+    (shown,) = json.loads(capsys.readouterr().out)
+    assert shown["messages"][0]["content"][0]["image"] == "pairs-000.tar/00000.png"
+    damaged(folder, "header")
+    assert run(["data", "check", str(folder / "pairs-000.tar"), "--json"]) == 3
+    assert "no header of a member" in capsys.readouterr().out

@@ -7,7 +7,8 @@ import pytest
 
 from retinue.cli.run_spec import compose_run
 from retinue.convert.tuning import trainable_rules
-from retinue.data.dataset import open_dataset, packaged
+from retinue.data.dataset import open_dataset
+from retinue.data.files import packaged
 from retinue.data.formats import open_format
 
 GPUS = 8

@@ -17,7 +17,7 @@ from retinue.core.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from retinue.data.spec import DataSpec
     from retinue.processor import Processor
-    from retinue.types import Sample
+    from retinue.types import Media, Sample
 
 app = verb("Check a data set before training, look at it as training would see it, or draw one.")
 
@@ -130,7 +130,8 @@ def data_spec(
     from retinue.core.compose import compose
     from retinue.data.spec import DataSpec
 
-    is_file = Path(source).suffix in (".json", ".jsonl") or Path(source).is_dir()
+    path = Path(source)
+    is_file = path.suffix in (".json", ".jsonl", ".tar") or path.is_dir()
     tree = compose(None if is_file else source, overrides).data
     data = dict(tree.get("data") or {})
     if is_file:
@@ -152,20 +153,20 @@ def processor_of(model: str | None) -> Processor | None:
 
 def read(spec: DataSpec, *, start: int) -> Iterator[Sample | DataError]:
     """Records of all sources in order; one that cannot be read comes as its error."""
-    from retinue.data.formats import open_format
+    from retinue.data.files import open_file
 
     for source in spec.sources:
-        file = open_format(
-            source.path,
-            format=source.format,
-            media_root=source.media_root,
-            empty_answers=source.empty_answers,
-        )
+        file = open_file(source, root=Path())
         for index in range(start, min(len(file), source.limit or len(file))):
             try:
                 yield file[index]
             except DataError as error:
                 yield error
+
+
+def place(medium: Media) -> str:
+    """What names a picture: its source, or its name where its bytes are at hand."""
+    return str(medium.name if isinstance(medium.source, bytes) else medium.source)
 
 
 def plain(sample: Sample | DataError) -> dict[str, Any]:
@@ -180,7 +181,7 @@ def plain(sample: Sample | DataError) -> dict[str, Any]:
             "content": [
                 {"type": "text", "text": part.text}
                 if isinstance(part, Text)
-                else {"type": part.kind, part.kind: str(part.source)}
+                else {"type": part.kind, part.kind: place(part)}
                 for part in message.parts
             ],
         }

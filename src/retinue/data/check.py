@@ -10,8 +10,9 @@ from typing import Any
 
 from retinue.core.errors import DataError, MediaError
 from retinue.data.dataset import DataProcessor
-from retinue.data.formats import Format, open_format
-from retinue.data.formats.base import EmptyAnswerError, PlaceholderError
+from retinue.data.files import open_file
+from retinue.data.formats import Format
+from retinue.data.formats.base import EmptyAnswerError, PlaceholderError, RefusedError
 from retinue.data.index import Progress, count_words
 from retinue.data.packing import efficiency
 from retinue.data.plan import EpochPlan, plan_epoch
@@ -40,6 +41,7 @@ class _Row:
     words: int = 0
     image_tokens: list[int] = field(default_factory=list)
     truncated: bool = False
+    refused: bool = False
 
 
 def check(
@@ -74,7 +76,7 @@ def check(
             )
         )
         rows += found
-    good = [row for row in rows if not row.problems]
+    good = [row for row in rows if not row.problems and not row.refused]
     ids = Counter(row.id for row in rows)
     measured = good if processor is not None else []
     return CheckReport(
@@ -82,6 +84,7 @@ def check(
         records=len(rows),
         good=len(good),
         truncated=sum(row.truncated for row in rows),
+        refused=sum(row.refused for row in rows),
         duplicates=sorted(id_ for id_, count in ids.items() if count > 1),
         tokens=quantiles([row.tokens for row in measured]),
         targets=quantiles([row.targets for row in measured]),
@@ -100,14 +103,8 @@ def _check_source(
     decode: bool,
     tick: Progress | None,
 ) -> tuple[list[_Row], list[Problem]]:
-    path = root / source.path
     try:
-        file = open_format(
-            path,
-            format=source.format,
-            media_root=None if source.media_root is None else root / source.media_root,
-            empty_answers=source.empty_answers,
-        )
+        file = open_file(source, root=root)
     except DataError as error:
         return [], [Problem(kind="file", index=None, id=None, message=str(error))]
     total = min(len(file), source.limit or len(file))
@@ -146,6 +143,8 @@ class _CheckChunk:
     def _row(self, index: int) -> _Row:
         try:
             sample = self.file[index]
+        except RefusedError:
+            return _Row(id=self.file.where(index), refused=True)
         except DataError as error:
             return _Row(id=f"record {index}", problems=[(_kind(error), str(error))])
         row = _Row(id=sample.id, words=count_words(sample), pictures=len(sample.media))

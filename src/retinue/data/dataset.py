@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import Path
 from typing import Protocol, cast
 
-from retinue.core.errors import ConfigError, DataError
-from retinue.data.formats import Format, open_format
+from retinue.core.errors import DataError
+from retinue.data.files import media_root_of, open_file, path_of
+from retinue.data.formats import Format
 from retinue.data.formats.collection import Share
-from retinue.data.formats.shards import Shards
 from retinue.data.index import Measure, Progress, Skipped, cached_index
 from retinue.data.loader import Loader, Prepares
 from retinue.data.mixture import Mixture, Source, by_share, held_out
@@ -164,22 +163,8 @@ def open_source(
     progress: Progress | None = None,
 ) -> Source:
     """Open one file, measure it, and leave out what the error policy skips."""
-    path = packaged(source.path) if source.path.startswith("recipe:") else root / source.path
-    media_root = None if source.media_root is None else root / source.media_root
-    file = open_format(
-        path,
-        format=source.format,
-        media_root=media_root,
-        empty_answers=source.empty_answers,
-    )
-    if source.web is not None:
-        if not isinstance(file, Shards):
-            raise ConfigError(
-                f"'web' for a file of format {type(file).__name__.lower()}",
-                where=source.path,
-                rule="it says what is taken of web documents (format shards)",
-            )
-        file = file.using(source.web)
+    path, media_root = path_of(source, root=root), media_root_of(source, root=root)
+    file = open_file(source, root=root)
     about = f"{processor.fingerprint()}/{source.format}/{media_root}/{source.empty_answers}"
     for other in getattr(file, "files", ()):  # a list of files is also as new as these
         about += f"/{other}:{other.stat().st_size}:{other.stat().st_mtime_ns}"
@@ -230,16 +215,6 @@ def parts_of(source: Source, *, by_ratio: bool) -> list[Source]:
         )
         for share in source.shares
     ]
-
-
-def packaged(path: str) -> Path:
-    """A data file that recipes bring along: `recipe:flamingo-9b/mixture.json`."""
-    file = Path(str(resources.files("retinue") / "recipes" / path.removeprefix("recipe:")))
-    if not file.is_file():
-        raise DataError(
-            "no such file among the packaged recipes", where=path, fix="name a file of your own"
-        )
-    return file
 
 
 def _side(source: Source, *, spec: DataSpec, held: bool) -> Source:

@@ -113,9 +113,9 @@ def count_words(sample: Sample) -> int:
 def file_hash(path: Path) -> str:
     """A hash of a file's contents; of a folder, of its HDF5 files' names, sizes and times.
 
-    Of a pattern of names: of the pattern; its files' sizes and times are the caller's.
+    Of shards: of their names; the files' sizes and times are the caller's.
     """
-    if not path.exists():
+    if not path.exists() or path.suffix == ".tar":
         return hashlib.blake2b(str(path).encode(), digest_size=16).hexdigest()
     if path.is_dir():
         stats = [(one.name, one.stat()) for one in sorted(path.glob("*.h5"))]

@@ -56,7 +56,8 @@ class CheckReport:
 
     truncated: samples above max_tokens; duplicates: ids that occur more than once (no problem in
     itself); packing: budget, packs, samples_per_pack, and the share of useful positions `packed`
-    and `padded` (micro-batches of 8); folders: of the media root, where it was looked through.
+    and `padded` (micro-batches of 8); folders: of the media root, where it was looked through;
+    refused: records that their source's own rules leave out, which is no problem.
     """
 
     sources: list[SourceReport]
@@ -70,6 +71,7 @@ class CheckReport:
     pictures: dict[str, float]
     packing: dict[str, float]
     folders: list[FolderReport] = field(default_factory=list)
+    refused: int = 0
 
     @property
     def problems(self) -> list[Problem]:
@@ -78,7 +80,7 @@ class CheckReport:
     @property
     def ok(self) -> bool:
         """Whether training would meet no data error."""
-        return not self.problems and self.records > 0
+        return not self.problems and self.records > self.refused
 
     def json(self) -> dict[str, Any]:
         """Everything, with `ok` and the number of problems, ready for json.dump."""
@@ -116,6 +118,8 @@ class CheckReport:
             )
         if self.truncated:
             yield Text(f"{self.truncated} samples are longer than max_tokens", style="yellow")
+        if self.refused:
+            yield Text(f"{self.refused} records are left out by the source's own rules")
         if self.duplicates:
             some = ", ".join(self.duplicates[:5])
             yield Text(f"{len(self.duplicates)} ids occur more than once: {some}", style="yellow")
