@@ -45,10 +45,10 @@ class PyramidSpec(UnarySpec):
 
 
 class Pyramid(Unary):
-    """Fine tokens, then the means of every 2x2 of them: a layout chooses per view what it shows.
+    """Fine tokens, then means of every 2x2 of them; a layout chooses per view (LLaMA2-Accessory).
 
-    Means, because bilinear halving is that. Reference: `llama_ens5p2` of LLaMA2-Accessory, whose
-    tiles are shown at half the resolution of the whole picture.
+    Bilinear halving is that mean. Reference: Alpha-VLLM/LLaMA2-Accessory's `llama_ens5p2`, whose
+    tiles are shown at half the resolution of the whole picture (SPHINX, arXiv 2311.07575).
     """
 
     Spec: ClassVar[type[ConnectorSpec]] = PyramidSpec
