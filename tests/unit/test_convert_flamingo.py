@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 from torch import nn
 
 from retinue.cli.main import run
@@ -17,6 +18,7 @@ from retinue.core.errors import CheckpointError, ConfigError
 from retinue.hub.flamingo import names_flamingo, rows_to
 from retinue.hub.flamingo_export import export_flamingo, flamingo_state, trainer_state
 from retinue.model.adapters import LoraTarget, add_lora
+from retinue.model.freeze import Rule, apply_rules
 from tiny_cross import bare, make
 
 LAYERS = "model.layers"
@@ -129,6 +131,66 @@ def test_tuning_config_must_reach_something():
         trainable_rules({**tuning, "lora": False}, names)
     with pytest.raises(ConfigError, match="unknown fields"):
         trainable_rules({"lore": True}, names)
+
+
+BOTH = {"lora": True, "lora_r": 4, "lora_alpha": 2, "lora_dropout": 0.1, "from_pretrained": False}
+LAYER = "lm.model.layers.1"
+
+
+@pytest.mark.parametrize(
+    ("tuning", "adapted", "full"),
+    [
+        (
+            {**BOTH, "lora_target_modules": ["q_proj", "down_proj"], "unfrozen": []},
+            {f"{LAYER}.self_attn.q_proj", f"{LAYER}.mlp.down_proj"},
+            set(),
+        ),
+        (
+            {**BOTH, "lora_target_modules": ["to_q", "ff.1"], "unfrozen": ["attn_gate"]},
+            {f"{LAYER}.{CHILD}.attn.to_q", f"{LAYER}.{CHILD}.ff.1"},
+            {f"{LAYER}.{CHILD}.attn_gate"},
+        ),
+        (
+            {**BOTH, "lora_target_modules": ["v_proj", "to_kv"], "unfrozen": ["perceiver.norm"]},
+            {f"{LAYER}.self_attn.v_proj", f"{LAYER}.{CHILD}.attn.to_kv"},
+            {"connector.norm.weight", "connector.norm.bias"},
+        ),
+        (
+            {**BOTH, "lora": False, "lora_target_modules": ["q_proj"], "unfrozen": ["ff_gate"]},
+            set(),
+            {f"{LAYER}.{CHILD}.ff_gate"},
+        ),
+        (
+            {"lora": False, "unfrozen": ["embed_tokens", "perceiver.latents"]},
+            set(),
+            {"lm.model.embed_tokens.weight", "connector.latents"},
+        ),
+    ],
+    ids=["language model", "cross-attention", "both", "no lora", "embeddings"],
+)
+def test_every_kind_of_tuning_config_trains_what_it_names(tuning, adapted, full):
+    """Names of layer 1 and outside of layers; the config has the same for all layers."""
+    model = make("llama")
+    rules = trainable_rules(tuning, [name for name, _ in model.named_parameters()])
+    table = apply_rules(model, TypeAdapter(dict[str, Rule]).validate_python(rules), lr=1e-3)
+    own = {n for n in table.names if n.startswith(LAYER) or ".layers." not in n}
+    halves = {f"{name}.lora_{half}.default.weight" for name in adapted for half in "AB"}
+    assert own == halves | full
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == set(table.names)
+
+
+def test_an_adapter_below_trains_on_as_new_factors():
+    names = [f"{LAYER}.self_attn.q_proj.weight", "connector.latents"]
+    adapter = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.05, "target_modules": ["q_proj"]}
+    tuning = {"lora": True, "from_pretrained": "guanaco", "unfrozen": []}
+    wanted = {"lm.**q_proj.weight": {"lora": {"r": 8, "alpha": 16.0, "dropout": 0.05}}}
+    assert trainable_rules(tuning, names, adapter=adapter) == wanted
+    asked = {**tuning, "lora": False, "unfrozen": ["lora"]}
+    assert trainable_rules(asked, names, adapter=adapter) == wanted
+    frozen = {**tuning, "lora": False, "unfrozen": ["perceiver"]}
+    assert trainable_rules(frozen, names, adapter=adapter) == {"**connector**": "full"}
+    with pytest.raises(ConfigError, match="not at hand"):
+        trainable_rules(tuning, names)
 
 
 def test_the_list_of_pairs_names_it_as_a_source(capsys):

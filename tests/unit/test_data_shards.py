@@ -267,3 +267,14 @@ def test_shards_are_checked_and_shown(folder, capsys):
     damaged(folder, "header")
     assert run(["data", "check", str(folder / "pairs-000.tar"), "--json"]) == 3
     assert "no header of a member" in capsys.readouterr().out
+
+
+def test_a_page_shows_pictures_of_shards(folder, tmp_path):
+    import tiny
+    from retinue.data.show import show_html
+
+    _, processor = tiny.tiny_model()
+    show_html(
+        [open_format(folder / "pairs-000.tar")[0]], processor, out=tmp_path / "x.html", title="x"
+    )
+    assert "data:image" in (tmp_path / "x.html").read_text("utf-8")
