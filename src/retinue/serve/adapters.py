@@ -81,7 +81,8 @@ class Adapters:
     def remove(self, name: str) -> None:
         """Forget one. Raises RequestError where it is not loaded."""
         found = self.get(name)
-        assert found is not None
+        if found is None:
+            raise RequestError("the model itself cannot be unloaded as an adapter", where="adapter")
         self.activate("")
         drop_adapter(self.model, found.key)
         del self.held[name]
