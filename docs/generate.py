@@ -18,8 +18,11 @@ import typer
 from retinue.cli.ls import EVERY, listing
 from retinue.cli.main import VERBS, run
 from retinue.core.paths import tasks
+from retinue.eval.measures import MEASURES
 from retinue.eval.scorers import SCORERS
+from retinue.eval.submissions import SUBMISSIONS
 from retinue.eval.task import load_task
+from retinue.hub.released import released
 from retinue.world.contact import contact_sheet
 from retinue.world.make import make_picture
 from retinue.world.options import WorldOptions
@@ -69,10 +72,17 @@ def benchmarks() -> str:
         how = task.scorer if task.measure == "mean" else f"{task.scorer}, {task.measure}"
         about = " ".join(task.about.split())
         parts.append(f"| `{name}` | {about} | `{task.folder or name}/` | {how} | {task.source} |\n")
-    parts.append("\n## Scorers\n\n| scorer | rule and source |\n|---|---|\n")
-    for name in dict.fromkeys(sorted(task.scorer for task in found.values())):
-        text = " ".join((SCORERS.get(name).__doc__ or "").split())
-        parts.append(f"| `{name}` | {text} |\n")
+    parts.append(
+        "\n## Scorers\n\nWhat each follows and where its rule comes from; literal cases of every one "
+        "stand in `tests/unit/test_scorers_official.py`, those recorded from the originals' own "
+        "scripts in `tests/golden`.\n\n| scorer | rule and source | benchmarks |\n|---|---|---|\n"
+    )
+    for name in SCORERS:
+        users = ", ".join(key for key, task in found.items() if task.scorer == name)
+        parts.append(f"| `{name}` | {said(SCORERS.get(name))} | {users} |\n")
+    for title, family in (("Measures", MEASURES), ("Files to hand in", SUBMISSIONS)):
+        rows = "".join(f"| `{name}` | {said(family.get(name))} |\n" for name in family)
+        parts.append(f"\n## {title}\n\n| name | what |\n|---|---|\n{rows}")
     for name, task in found.items():
         if not task.references:
             continue
@@ -82,6 +92,40 @@ def benchmarks() -> str:
             note = f" ({one.note})" if one.note else ""
             parts.append(f"| {one.model} | {one.score:g} | {one.source}{note} |\n")
     return "".join(parts)
+
+
+def checkpoints() -> str:
+    """Every released checkpoint of the five systems, with what loads it and what it scored."""
+    parts = [
+        NOTE
+        + "# Released checkpoints\n\nWhat the five systems have released, the command that opens it "
+        "here, and the test that covers its format with a small checkpoint of the same layout (the "
+        "released files themselves are too large for tests). Licences are those that the checkpoints' "
+        "pages or their bases' name; look there before you use one. Scores are published ones, not "
+        "ours; all of them, with sources: [benchmarks](benchmarks.md). `SPHINX-2k` was not released.\n"
+    ]
+    tasks_by_name = {name: load_task(path) for name, path in tasks().items()}
+    head = "| checkpoint | parts | licence | opened by | test of its format | published scores |\n"
+    every = released()
+    for system in dict.fromkeys(one.system for one in every):
+        parts.append(f"\n## {system}\n\n{head}|---|---|---|---|---|---|\n")
+        for one in (found for found in every if found.system == system):
+            scores = [
+                f"{name} {next(r.score for r in task.references if one.owns(r.model)):g}"
+                for name, task in tasks_by_name.items()
+                if any(one.owns(reference.model) for reference in task.references)
+            ]
+            note = f" ({one.note})" if one.note else ""
+            parts.append(
+                f"| `{one.id}`{note} | {one.parts} | {one.licence} | `{one.load}` | `{one.test}` "
+                f"| {', '.join(scores)} |\n"
+            )
+    return "".join(parts)
+
+
+def said(thing: object) -> str:
+    """A documentation string on one line."""
+    return " ".join((thing.__doc__ or "").split())
 
 
 def tiny_world(file: Path) -> None:
@@ -98,7 +142,12 @@ def tiny_world(file: Path) -> None:
     contact_sheet(scenes, gap=4).save(file, optimize=True)
 
 
-PAGES = {"cli.md": cli, "reference.md": reference, "benchmarks.md": benchmarks}
+PAGES = {
+    "cli.md": cli,
+    "reference.md": reference,
+    "benchmarks.md": benchmarks,
+    "checkpoints.md": checkpoints,
+}
 PICTURES = {"img/tinyworld.png": tiny_world}
 
 if __name__ == "__main__":

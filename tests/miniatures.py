@@ -363,6 +363,7 @@ LAYOUTS: dict[str, tuple[str, Callable[[], Files]]] = {
         "infovqa",
         lambda: documents("infographicsVQA_val_v1.0.json", "image_local_name", ""),
     ),
+    "chartqa": ("chartqa", lambda: {**chartqa("human"), **chartqa("augmented")}),
     "chartqa-human": ("chartqa", lambda: chartqa("human")),
     "chartqa-augmented": ("chartqa", lambda: chartqa("augmented")),
     "ai2d": ("ai2d", diagrams),

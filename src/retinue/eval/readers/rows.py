@@ -25,7 +25,7 @@ from retinue.eval.readers.base import (
 
 
 class Rows(Reader):
-    """One file of rows (JSON, JSONL, CSV, TSV) with the names of its fields.
+    """A file of rows (JSON, JSONL, CSV, TSV), or several of one form; the names of its fields.
 
     `id`, `media` and `question` are fields, or patterns such as `{imageId}.jpg`; `_number` counts
     rows from 0, `_key` is the key of a row in an object of rows. A question of "" is none.
@@ -38,7 +38,7 @@ class Rows(Reader):
     """
 
     kind: Literal["rows"] = "rows"
-    file: str
+    file: str | tuple[str, ...]
     at: str | None = None
     id: str = "id"
     media: str | None = "image"
@@ -71,10 +71,12 @@ class Rows(Reader):
                 yield self._item(folder, row, options, where=where, turn=turn)
 
     def _rows(self, folder: Path) -> Iterator[tuple[str, Row]]:
-        if self.at is None:
-            return records(folder, self.file)
-        path = folder / self.file
-        return listed(value(load(folder, self.file), self.at, where=str(path)), path)
+        for name in (self.file,) if isinstance(self.file, str) else self.file:
+            if self.at is None:
+                yield from records(folder, name)
+                continue
+            path = folder / name
+            yield from listed(value(load(folder, name), self.at, where=str(path)), path)
 
     def _item(self, folder: Path, row: Row, options: list[str], *, where: str, turn: int) -> Item:
         turned = options[turn:] + options[:turn]

@@ -42,5 +42,8 @@ def longest(one: Sequence[str], other: Sequence[str]) -> int:
 
 
 def rouge_l(prediction: str, references: Sequence[str]) -> dict[str, float]:
-    """ROUGE-L of stemmed words against the reference that it is nearest to."""
+    """ROUGE-L of stemmed words against the reference that it is nearest to.
+
+    Source: Lin 2004 (https://aclanthology.org/W04-1013), words and stems as rouge_score has them.
+    """
     return {"rouge_l": max((rouge_f(prediction, one) for one in references), default=0.0)}
