@@ -152,6 +152,10 @@ def run(tmp_path, data, *options):
     return CliRunner().invoke(app, [*command, "--model_dir", str(tmp_path / "out"), *options])
 
 
+def lines_of(text):
+    return [line for line in text.splitlines() if ": loss " in line]
+
+
 def test_both_layouts_mean_the_same():
     new, old = (
         recipe_of(one, where="x", tokenizer="w").recipe for one in (new_layout(), old_layout())
@@ -169,6 +173,36 @@ def test_validate_only(tmp_path):
     assert found.exit_code == 0, found.output
     assert "pictures" in found.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("layout", ["new_layout", "old_layout"])
+def test_validate_only_names_what_does_not_fit(layout, tmp_path):
+    """One batch is read without a model's weights: shapes that disagree are found before a run."""
+    data = globals()[layout]()
+    text = (data["trainer"]["init"] if "trainer" in data else data)["model"]["text_model"]
+    text["max_position_embeddings"] = 48
+    found = run(tmp_path, data, "--validate-only")
+    assert found.exit_code != 0
+    assert isinstance(found.exception, RetinueError)
+    assert "48" in str(found.exception)
+
+
+def test_every_checkpoint_is_evaluated(tmp_path):
+    """eval_all goes through all checkpoints of model_dir in order, eval takes the newest."""
+    data = new_layout()
+    init = data["trainer"]["init"]
+    init["checkpoint"]["steps"] = 1
+    init["callbacks"] = [{"KeepNCheckpoints": {"n": 3}}]
+    found = run(tmp_path, data, "--mode", "train")
+    assert found.exit_code == 0, found.output
+    found = run(tmp_path, data, "--mode", "eval_all")
+    assert found.exit_code == 0, found.output
+    every = lines_of(found.stderr)
+    assert len(every) == 2
+    assert every[0].split(":")[0] < every[1].split(":")[0]
+    found = run(tmp_path, data, "--mode", "eval")
+    assert lines_of(found.stderr) == every[-1:]
+    assert every[0].split("loss")[1] != every[1].split("loss")[1]
 
 
 def test_train_then_evaluate_then_back(tmp_path):
@@ -212,6 +246,46 @@ def test_what_has_no_place_is_named(place, value, says):
     at[place[-1]] = value
     with pytest.raises(RetinueError, match=says):
         recipe_of(data, where="x", tokenizer="w")
+
+
+@pytest.mark.parametrize("given", [None, {}, {"k": 3}, {"n": "two"}, {"n": 0}, {"n": 1, "m": 2}])
+def test_keep_needs_a_number(given):
+    data = new_layout()
+    data["trainer"]["init"]["callbacks"] = [{"KeepNCheckpoints": given}]
+    with pytest.raises(RetinueError) as caught:
+        recipe_of(data, where="x", tokenizer="w")
+    assert "KeepNCheckpoints" in str(caught.value)
+    assert any(part in str(caught.value) for part in ("n is missing", "unknown field", "n: "))
+
+
+def places(value, at=()):
+    """Every path into nested sections and lists."""
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, one in items:
+        yield (*at, key)
+        if isinstance(one, dict | list):
+            yield from places(one, (*at, key))
+
+
+@pytest.mark.parametrize("layout", ["new_layout", "old_layout"])
+@pytest.mark.parametrize("value", ["gone", "x", {"x": 1}], ids=str)
+@pytest.mark.filterwarnings("ignore")
+def test_no_value_in_any_place_ends_in_a_traceback(layout, value):
+    """Every field in turn is removed, or holds something else: accepted, or refused by name."""
+    refused, whole = 0, globals()[layout]()
+    for *path, last in places(whole):
+        data = at = copy.deepcopy(whole)
+        for key in path:
+            at = at[key]
+        if value == "gone":
+            del at[last]
+        else:
+            at[last] = value
+        try:
+            recipe_of(data, where="x", tokenizer="w")
+        except RetinueError:
+            refused += 1
+    assert refused > 10
 
 
 def test_milestones_are_checked():

@@ -52,15 +52,16 @@ def sections(data: Mapping[str, Any], *, where: str) -> dict[str, Any]:
     if "trainer" in data:
         trainer = data["trainer"]
         if isinstance(trainer, list):
-            if len(trainer) > 1:
+            if len(trainer) != 1:
                 raise ConfigError(
                     f"{len(trainer)} trainers in one file", where=where, fix="one file for each"
                 )
-            trainer = trainer[0].get("trainer", trainer[0])
+            (inner,) = trainer
+            trainer = inner.get("trainer", inner) if isinstance(inner, Mapping) else inner
         extra = set(data) - {"trainer"}
         if extra:
             raise ConfigError(f"unknown sections {', '.join(sorted(extra))}", where=where)
-        return dict(trainer)
+        return Fields(trainer, where=f"{where}: trainer").data
     run = Fields(data.get("runconfig") or {}, where=f"{where}: runconfig")
     optimizer = dict(data.get("optimizer") or {})
     rates = optimizer.pop("learning_rate", None)
@@ -68,7 +69,7 @@ def sections(data: Mapping[str, Any], *, where: str) -> dict[str, Any]:
     clip = optimizer.pop("max_gradient_norm", None)
     for name in ("loss_scaling_factor", "log_summaries"):
         optimizer.pop(name, None)
-    model = dict(data["model"])
+    model = dict(Fields(data, where=where).need("model"))
     init: dict[str, Any] = {
         "model": model,
         "seed": run.take("seed", 0),
@@ -136,6 +137,8 @@ def schedule_of(value: Any, *, where: str) -> tuple[float, dict[str, Any]]:
         if steps is not None:
             part["steps"] = int(steps)
         parts.append(part)
+    if not parts:
+        raise ConfigError("no scheduler", where=where, rule="a list of them, or one rate")
     top = max(max(part["start"], part.get("end", 0.0)) for part in parts)
     for part in parts:
         for key in {"start", "end"} & set(part):
@@ -156,7 +159,9 @@ def _schedulers(value: Any, *, where: str) -> list[list[tuple[str, dict[str, Any
             continue
         for name, given in item.items():
             if name in ("SequentialLR", "Sequential"):
-                inner = _schedulers(given["schedulers"], where=where)
+                inner = _schedulers(
+                    Fields(given or {}, where=f"{where}: {name}").need("schedulers"), where=where
+                )
                 members = [part for one in inner for part in one]
                 sums, total = [], 0
                 for _, fields in members[:-1]:
@@ -170,7 +175,8 @@ def _schedulers(value: Any, *, where: str) -> list[list[tuple[str, dict[str, Any
                     )
                 found.append(members)
             else:
-                found.append([(str(name), dict(given or {}))])
+                fields = Fields(given or {}, where=f"{where}: {name}").data
+                found.append([(str(name), fields)])
     return found
 
 
@@ -206,8 +212,11 @@ def views_of(transforms: Any, size: Any, *, where: str) -> tuple[dict[str, Any],
         "std": [1.0, 1.0, 1.0],
     }
     by_name = dict(zip(names, steps, strict=True))
+    if len(by_name) < len(names):
+        raise ConfigError(f"transforms {', '.join(names)}", where=where, rule="each step once")
     if "normalize" in by_name:
-        stream |= {key: list(by_name["normalize"][key]) for key in ("mean", "std")}
+        how = Fields(by_name["normalize"], where=f"{where}: normalize")
+        stream |= {key: list(how.need(key)) for key in ("mean", "std")}
     core = [name for name in names if name not in ("to_tensor", "normalize", "to_dtype")]
     resized = by_name.get("resize", {})
     stream["interpolation"] = resized.get("interpolation", "bilinear")
@@ -215,7 +224,7 @@ def views_of(transforms: Any, size: Any, *, where: str) -> tuple[dict[str, Any],
     square = target == stream["size"] or target == stream["size"][0]
     padded = (["expand_to_square", "resize"], ["expand_to_square", "resize", "center_crop"])
     if core in padded and square:
-        colour = by_name["expand_to_square"].get("background_color", [0, 0, 0])
+        colour = by_name["expand_to_square"].get("background_color") or [0, 0, 0]
         return {"kind": "pad", "colour": list(colour)}, stream
     if core == ["resize"] and target == stream["size"]:
         return {"kind": "squash"}, stream
@@ -253,7 +262,9 @@ def keep_of(callbacks: Any, *, where: str) -> int | None:
         items = callback.items() if isinstance(callback, Mapping) else [(str(callback), None)]
         for name, given in items:
             if name == "KeepNCheckpoints":
-                keep = int((given or {})["n"])
+                fields = Fields(given or {}, where=f"{where}: {name}")
+                keep = int(fields.need("n"))
+                fields.done()
             elif name not in QUIET:
                 raise ConfigError(
                     f"callback {name!r}", where=where, rule=f"known: {', '.join(sorted(QUIET))}"

@@ -19,6 +19,7 @@ from retinue.cli.params import (
 from retinue.convert.modelzoo import import_modelzoo
 from retinue.convert.modelzoo_fields import Fields
 from retinue.convert.modelzoo_keys import modelzoo_keys
+from retinue.convert.modelzoo_types import check_types
 from retinue.core.errors import ConfigError
 
 
@@ -40,8 +41,9 @@ def recipe_of(
 
     tokenizer: a folder; default: the one that data_params.json beside the HDF5 files names.
     """
+    check_types(data, where=where)
     found = sections(data, where=where)
-    f = Fields(found["init"], where=f"{where}: init")
+    f = Fields(found.get("init") or {}, where=f"{where}: init")
     fit = dict(found.get("fit") or {})
     model = f.need("model")
     made = import_modelzoo(model, where=f"{where}: model")
@@ -49,15 +51,17 @@ def recipe_of(
     if not isinstance(loader, Mapping):
         raise ConfigError("no train_dataloader", where=where)
     loader = dict(loader)
-    views, stream = views_of(
-        loader.get("transforms"), loader["image_data_size"], where=f"{where}: transforms"
-    )
+    own = Fields(loader, where=f"{where}: train_dataloader")
+    size, batch = own.need("image_data_size"), int(own.need("batch_size"))
+    views, stream = views_of(loader.get("transforms"), size, where=f"{where}: transforms")
     precision, clip = precision_of(f.take("precision"), where=f"{where}: precision")
     lr, schedule = schedule_of(f.need("schedulers"), where=f"{where}: schedulers")
     optim = {**optim_of(f.need("optimizer"), where=f"{where}: optimizer"), "lr": lr, "clip": clip}
     loop = Fields(f.take("loop", {}), where=f"{where}: loop")
     steps = loop.take("max_steps", loop.take("num_steps"))
     epochs = loop.take("num_epochs")
+    if steps is None and epochs is None:
+        raise ConfigError("no length", where=f"{where}: loop", rule="max_steps or num_epochs")
     eval_every = loop.take("eval_frequency")
     loop.skip("eval_steps", "steps_per_epoch")
     accumulate = int(loop.take("grad_accum_steps", 1))
@@ -88,7 +92,6 @@ def recipe_of(
         )
     config = made.config
     text: Any = config.text_config
-    batch = int(loader["batch_size"])
     micro = max(1, batch // accumulate)
     data_section = data_of(loader, where=f"{where}: train_dataloader")
     val = fit.get("val_dataloader")

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from retinue.cli.common import note
 from retinue.cli.params_recipe import ParamsRun, recipe_of
 from retinue.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from retinue.model.retinue import Retinue
+    from retinue.types import Batch
 
 Mode = Literal["train", "eval", "train_and_eval", "eval_all"]
 
@@ -55,7 +60,7 @@ def run_params(
         model_data(spec.model, where=f"{name}: model")
         result = train(spec, name=name, out=folder, device=device)
         return result.exit_code
-    models = sorted(folder.glob("checkpoints/*/model")) or sorted(folder.glob("model"))
+    models = sorted(folder.glob("checkpoints/step-*")) or [folder / "model"]
     models = [model for model in models if (model / "config.json").exists()]
     if mode == "eval":
         models = [Path(made.recipe["model"]["from"])] if start is not None else models[-1:]
@@ -88,7 +93,7 @@ def from_checkpoint(made: ParamsRun, start: Path, *, name: str, folder: Path) ->
 def validate(made: ParamsRun, *, name: str) -> int:
     """Resolve everything, build on the meta device, read one batch and check that shapes fit."""
     from retinue.cli.run_spec import model_data
-    from retinue.data.formats import open_format
+    from retinue.data.formats.hdf5 import Hdf5
     from retinue.hub.stream import skeleton
     from retinue.model.freeze import apply_rules
     from retinue.train.spec import RunSpec
@@ -100,17 +105,54 @@ def validate(made: ParamsRun, *, name: str) -> int:
     stage = spec.train.stages[0]
     table = apply_rules(model, stage.trainable, lr=stage.optim.lr)
     source = spec.data.sources[0]
-    rows = open_format(source.path, format=source.format, media_root=source.media_root)
+    rows = Hdf5.open(source.path, media_root=source.media_root)
     count = min(len(rows), stage.micro_batch)
     batch = processor.collate(
         [processor.example(rows[i], train=True) for i in range(count)], train=True
     )
+    width = rows.rows[0].data.shape[1]
+    check_batch(batch, model, width=width, where=f"{name}: {source.path}")
     views = 0 if batch.visual is None else len(batch.visual.grids)
     note(
         f"{name}: {table.total:,} parameters, {table.trainable:,} of them trained; a batch of "
         f"{count} rows, {tuple(batch.tokens.shape)} tokens, {views} pictures"
     )
     return 0
+
+
+def check_batch(batch: Batch, model: Retinue, *, width: int, where: str) -> None:
+    """Raise ConfigError unless a batch fits a model, which may be on the meta device.
+
+    width: of a whole row. Compared are ids with the vocabulary, rows with the longest position, and
+    the pictures' way through encoders and connector, without values, with the places kept for them.
+    """
+    import torch
+
+    text = model.config.get_text_config()
+    ids = batch.tokens[batch.tokens != model.plan.spec.image_token_id]
+    if len(ids) and int(ids.max()) >= text.vocab_size:
+        raise ConfigError(
+            f"id {int(ids.max())}", where=where, rule=f"vocab_size is {text.vocab_size}"
+        )
+    if width > text.max_position_embeddings:
+        raise ConfigError(
+            f"rows of {width} tokens",
+            where=where,
+            rule=f"max_position_embeddings is {text.max_position_embeddings}",
+        )
+    if batch.visual is None:
+        return
+    pixels = {stream: tensor.to("meta") for stream, tensor in batch.visual.pixels.items()}
+    with torch.no_grad():
+        words = model.look(replace(batch.visual, pixels=pixels))
+    assert words is not None
+    given, kept = sum(words.lengths), len(batch.visual.index)
+    if given != kept or words.x_TD.shape[-1] != model.plan.lm_width:
+        raise ConfigError(
+            f"{given} visual tokens of width {words.x_TD.shape[-1]}",
+            where=where,
+            rule=f"the rows keep {kept} places, the language model is {model.plan.lm_width} wide",
+        )
 
 
 def processor_of(made: ParamsRun, *, name: str) -> tuple[Any, Any]:
