@@ -93,7 +93,7 @@ def load_model(
 
     from retinue.decode.prompt import with_video
     from retinue.hub.load import load
-    from retinue.ops.backend import pick_device
+    from retinue.ops.backend import pick_device, visible_room
 
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     place, mesh = pick_device(device)[0], None
@@ -103,6 +103,7 @@ def load_model(
         path,
         device=place,
         mesh=mesh,
+        room=visible_room() if device == "auto" and mesh is None else (),
         follows=shared is not None and shared.follows,
         dtype=dtypes.get(dtype),
         template=template,

@@ -26,9 +26,11 @@ def attach(
     *,
     opened: Opened,
     name: str,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = "cpu",
 ) -> None:
     """Put a LoRA folder onto the model; names of the base's own format are understood.
+
+    device: of the whole model afterwards; None: each part stays where it is.
 
     Raises CheckpointError naming the first tensor that does not fit, with both shapes.
     """
@@ -39,7 +41,8 @@ def attach(
     with tempfile.TemporaryDirectory() as scratch:
         _rewrite(lora, fitted, Path(scratch))
         load_adapter(model, scratch, name=name)
-    model.to(device)
+    if device is not None:
+        model.to(device)
 
 
 def _rename(key: str, maps: list[KeyMap], shapes: dict[str, Tensor]) -> str | None:

@@ -17,7 +17,7 @@ from retinue.core.log import get_logger, once
 from retinue.hub.adapters import attach
 from retinue.hub.resolve import resolve
 from retinue.hub.sources import Encoders, Opened, open_folder
-from retinue.hub.stream import fill, skeleton
+from retinue.hub.stream import fill, skeleton, widths
 from retinue.model.quant.swap import Quantizer
 from retinue.model.retinue import Retinue
 from retinue.model.spec import Plan
@@ -59,6 +59,7 @@ def load(
     rope: str | None = None,
     mesh: DeviceMesh | None = None,
     follows: bool = False,
+    room: Sequence[tuple[torch.device, int]] = (),
 ) -> tuple[Retinue, Processor]:
     """A model in eval mode and its processor, from a folder or hub id in any known format.
 
@@ -72,6 +73,8 @@ def load(
     mesh: one line of processes that share the language model's layers, each of which reads its part
     alone; all of them call this together (`retinue.parallel.tensor`); follows: this one only runs
     the layers for the first, and reads nothing else (`retinue.parallel.tensor_lead`).
+    room: devices with their free bytes, `device` first, over which the layers are spread where that
+    one is too small.
     Raises ConfigError for an unknown format; CheckpointError for folders that are no checkpoint,
     incomplete or truncated, or parts that do not fit each other; EnvError when the hub cannot be
     reached or the package of a format is missing.
@@ -91,6 +94,7 @@ def load(
         rope=rope,
         mesh=mesh,
         follows=follows,
+        room=room,
     )
     return found.model, found.processor
 
@@ -111,6 +115,7 @@ def load_with_report(
     rope: str | None = None,
     mesh: DeviceMesh | None = None,
     follows: bool = False,
+    room: Sequence[tuple[torch.device, int]] = (),
 ) -> Loaded:
     """As `load`, with the coverage of every key; also of what `open_sphinx` has opened."""
     quantizer = None
@@ -139,6 +144,13 @@ def load_with_report(
         if follows and not (adapters or opened.adapters):
             slim(model)
         divider = Divider(model, mesh)
+    spread = None
+    if mesh is None and len(room) > 1:
+        from retinue.parallel.spread import Spread
+
+        wide = widths(model, opened.sources, dtype=dtype, quantizer=quantizer)
+        spread = Spread(model, room, widths=wide)
+        spread = spread if spread.needed else None
     coverage = fill(
         model,
         opened.sources,
@@ -147,6 +159,7 @@ def load_with_report(
         where=str(opened.folder),
         quantizer=quantizer,
         divider=divider,
+        spread=spread,
     )
     if coverage.unused and not follows:
         get_logger().warning(f"{opened.folder}: {coverage}")
@@ -155,7 +168,7 @@ def load_with_report(
         model.generation_config = GenerationConfig.from_pretrained(opened.folder)
     names = iter(["default", *(f"adapter{number}" for number in range(2, 100))])
     for folder in [*opened.adapters, *map(resolve, adapters)]:
-        attach(model, folder, opened=opened, name=next(names), device=device)
+        attach(model, folder, opened=opened, name=next(names), device=None if spread else device)
     if mesh is not None and hasattr(model, "peft_config"):
         parallelize(model, mesh)  # the adapters, too
     model.config._name_or_path = str(opened.folder if isinstance(path, Opened) else path)

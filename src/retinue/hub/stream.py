@@ -21,6 +21,7 @@ from retinue.model.spec import RetinueConfig
 from retinue.ops.malloc import returning_memory
 
 if TYPE_CHECKING:
+    from retinue.parallel.spread import Spread
     from retinue.parallel.tensor import Divider
 
 
@@ -188,12 +189,14 @@ def fill(
     where: str,
     quantizer: Quantizer | None = None,
     divider: Divider | None = None,
+    spread: Spread | None = None,
 ) -> Coverage:
     """Give a skeleton its weights. Nothing stays on meta, or CheckpointError names what would.
 
     dtype None: encoders keep the dtype they have on disk, all else takes the language model's.
     quantizer: changes the format of each weight it is for as soon as that is read; divider: of the
-    weights that several processes share, each reads its part.
+    weights that several processes share, each reads its part; spread: where each weight goes, if
+    not all to `device`.
     """
     cover = Coverage()
     wanted, tied = shapes_of(model), tied_names(model)
@@ -205,12 +208,13 @@ def fill(
         for name, tensor in stream(sources, wanted, tied, cover, divider):
             tensor = cast(name, tensor, asked=dtype, common=common)
             mark.add(name, tensor)
+            tensor = tensor.to(device if spread is None else spread.device_of(name))
             if divider is not None and divider.divides(name):
-                divider.put(name, tensor.to(device))
+                divider.put(name, tensor)
             elif quantizer is not None and name in quantized:
-                quantizer.put(model, name, tensor.to(device))
+                quantizer.put(model, name, tensor)
             else:
-                place(model, name, tensor.to(device))
+                place(model, name, tensor)
     require_complete(cover, where=where)
     mark.keep(model.config)
     for name, other in tied.items():
@@ -218,8 +222,26 @@ def fill(
         parent._parameters[leaf] = model.get_parameter(other)
     if divider is not None:
         divider.finish()
-    model.to(device)
+    if spread is None:
+        model.to(device)
+    else:
+        spread.settle(model)
     return cover
+
+
+def widths(
+    model: Retinue,
+    sources: list[Source],
+    *,
+    dtype: torch.dtype | None,
+    quantizer: Quantizer | None = None,
+) -> dict[str, float]:
+    """Bytes of a number of each parameter, once it is read; scales of few bits counted in."""
+    common = dtype or language_dtype(sources) or torch.float32
+    few = quantizer.targets(model) if quantizer else set()
+    bits = 4.5 if quantizer and quantizer.kind.kind.endswith("4") else 8.1
+    names = (name for name, _ in model.named_parameters())
+    return {name: bits / 8 if name in few else common.itemsize for name in names}
 
 
 def cast(

@@ -167,6 +167,14 @@ def pick_device(asked: str = "auto") -> tuple[torch.device, str]:
     return device, "asked for"
 
 
+def visible_room() -> list[tuple[torch.device, int]]:
+    """The accelerators that this process may use, with their free bytes; none without CUDA."""
+    if not torch.cuda.is_available():
+        return []
+    devices = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
+    return [(device, torch.cuda.mem_get_info(device)[0]) for device in devices]
+
+
 def default_threads() -> int:
     """Cores this process may use: OMP_NUM_THREADS if set, never above affinity and cgroup quota."""
     affinity = getattr(os, "sched_getaffinity", None)

@@ -89,7 +89,8 @@ class Mirror(StepCache):
         for key, held in self.pool.held.items():
             if key not in self.kept:
                 self.kept[key] = self._blank(held)
-            self.kept[key][place, :, :start] = held.index_select(0, slots).transpose(0, 1)
+            own = held.index_select(0, slots.to(held.device))
+            self.kept[key][place, :, :start] = own.transpose(0, 1)
         self.seen_BS[place] = 0
         self.seen_BS[place, :start] = 1
         self.order.append(one)
@@ -112,7 +113,7 @@ class Mirror(StepCache):
 
     def _exchange(self, layer: int, part: str, new_BCTD: Tensor) -> Tensor:
         held = self.pool.of(layer, part, new_BCTD)
-        held.index_copy_(0, self.new_N, new_BCTD[:, :, 0])
+        held.index_copy_(0, self.new_N.to(held.device), new_BCTD[:, :, 0])
         if (layer, part) not in self.kept:  # the first tokens of all
             self.kept[layer, part] = self._blank(held)
         buffer, stop = self.kept[layer, part], self.length + 1

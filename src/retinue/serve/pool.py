@@ -106,6 +106,8 @@ class StepCache:
 
     def _exchange(self, layer: int, part: str, new_BCTD: Tensor) -> Tensor:
         held = self.pool.of(layer, part, new_BCTD)
-        held.index_copy_(0, self.new_N, new_BCTD.transpose(1, 2).flatten(0, 1))
-        all_NCD = held.index_select(0, self.slots_N)
+        # layers may lie on several devices
+        new_N, slots_N = self.new_N.to(held.device), self.slots_N.to(held.device)
+        held.index_copy_(0, new_N, new_BCTD.transpose(1, 2).flatten(0, 1))
+        all_NCD = held.index_select(0, slots_N)
         return all_NCD.view(self.rows, self.length + self.T, *held.shape[1:]).transpose(1, 2)
