@@ -103,7 +103,7 @@ def test_enough_room_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_cross_attention_stays_together(tmp_path: Path) -> None:
-    model, processor = fused({"kind": "cross", "heads": 2, "head_width": 8})
+    model, processor = fused({"kind": "cross", "heads": 2, "head_width": 8}, layers=6)
     save(model, processor, tmp_path / "model")
     with pytest.raises(EnvError, match="fusion Cross keeps its layers together"):
-        load(tmp_path / "model", room=room_for(model, share=0.8))
+        load(tmp_path / "model", room=room_for(model, share=1.0))
