@@ -109,6 +109,25 @@ def test_examples_of_few_shot_questions_come_from_the_training_split(tmp_path):
         load_task(tasks()["pope"]).train_reader(where="pope")
 
 
+@pytest.mark.parametrize("select", ["random", "rices"])
+def test_shots_of_the_tasks_own_split_before_ranked_answers(select, folder, tmp_path):
+    place = miniature("hateful-memes", tmp_path)
+    told = ["--shots", "2", "--select", select]
+    document, rows = evaluate(folder, tmp_path, "hateful-memes", *told)
+    assert document["settings"]["shots"]["from"] == "train"
+    assert [set(row["ranking"]) for row in rows] == [{"yes", "no"}] * 3
+    _, alone = evaluate(folder, tmp_path, "hateful-memes", "--restart")
+    assert [row["ranking"] for row in rows] != [row["ranking"] for row in alone]
+    assert (place / "hateful-memes.train.rices.safetensors").exists() == (select == "rices")
+
+
+def test_a_task_without_a_training_split_wants_a_file(folder, tmp_path, capsys):
+    miniature("pope", tmp_path)
+    command = ["eval", str(folder), "pope", "--tasks-root", str(tmp_path), "--shots", "1"]
+    assert run([*command, "--json", str(tmp_path / "r.json")]) == 2
+    assert "--shots-from FILE" in capsys.readouterr().err
+
+
 def test_area_under_the_curve_is_sklearns():
     rng = random.Random(0)
     for _ in range(20):

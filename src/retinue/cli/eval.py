@@ -128,7 +128,7 @@ def evaluate(
     few = fewshot.FewShot(
         shots=shots, source=shots_from, select=select, text_shots=text_shots, seed=seed
     )
-    few.check(saved=predictions is not None)
+    few.check(saved=predictions is not None, tasks=bool(names))
     title = data.stem if data is not None else "-".join(Path(name).stem for name in names)
     target = out or run_dir(f"eval-{title}") / "result.json"
     try:
@@ -165,7 +165,7 @@ def evaluate(
             where="eval",
         )
         if endpoint is not None:
-            made[:] = [replace(job, questions=few.put(job.questions)) for job in made]
+            made[:] = [replace(job, questions=few.put(job.questions, job=job)) for job in made]
             server = backends.from_endpoint(
                 endpoint,
                 path,
@@ -190,7 +190,7 @@ def evaluate(
             video=video_as,
         )
         put = partial(few.put, model=model, processor=processor, path=path)
-        made[:] = [replace(job, questions=put(job.questions)) for job in made]
+        made[:] = [replace(job, questions=put(job.questions, job=job)) for job in made]
         questions = put(questions, media_root=media_root)
         every = oracle or fit_auto is not None
         choices = budgets.several(

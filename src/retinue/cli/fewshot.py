@@ -12,6 +12,7 @@ import typer
 from retinue.cli.common import note
 
 if TYPE_CHECKING:
+    from retinue.cli.benchmarks import Job
     from retinue.eval.questions import Question
 
 Shots = Annotated[
@@ -23,7 +24,10 @@ Shots = Annotated[
 ShotsFrom = Annotated[
     Path | None,
     typer.Option(
-        "--shots-from", metavar="FILE", help="Rows with answers (chat or LLaVA's) to take them of."
+        "--shots-from",
+        metavar="FILE",
+        help="Rows with answers (chat or LLaVA's) to take them of; default: the benchmark's own "
+        "training split.",
     ),
 ]
 Select = Annotated[
@@ -55,13 +59,13 @@ class FewShot:
     def wanted(self) -> bool:
         return bool(self.shots) or bool(self.text_shots)
 
-    def check(self, *, saved: bool) -> None:
+    def check(self, *, saved: bool, tasks: bool = False) -> None:
         """Raise ConfigError for options that do not fit together."""
         from retinue.core.errors import ConfigError
 
         if self.wanted and saved:
             raise ConfigError("--shots with saved answers", rule="these were given already")
-        if self.wanted and self.source is None:
+        if self.wanted and self.source is None and not tasks:
             raise ConfigError("--shots without examples", fix="--shots-from FILE names them")
         if self.source is not None and self.shots is None:
             raise ConfigError("--shots-from without --shots", fix="say how many, for instance 4")
@@ -76,12 +80,11 @@ class FewShot:
 
         if not self.wanted:
             return None
-        assert self.source is not None
         return {
             "count": self.shots,
             "text": self.text_shots,
-            "from": str(self.source),
-            "rows": identity(self.source),
+            "from": str(self.source or "train"),
+            "rows": identity(self.source) if self.source else None,
             "select": self.select,
             "seed": self.seed,
         }
@@ -94,22 +97,30 @@ class FewShot:
         processor: Any = None,
         path: str = "",
         media_root: Path | None = None,
+        job: Job | None = None,
     ) -> list[Question]:
-        """The questions behind their examples. model: whose encoder compares pictures."""
-        from retinue.core.errors import ConfigError
-        from retinue.eval.examples import drawn, nearest, read_shots, with_shots
+        """The questions behind their examples. model: whose encoder compares pictures.
 
-        if not self.wanted:
+        job: the benchmark whose training split is read where no file is named.
+        """
+        from retinue.core.errors import ConfigError
+        from retinue.eval.examples import drawn, nearest, read_shots, task_shots, with_shots
+
+        if not self.wanted or not questions:
             return questions
-        assert self.source is not None
-        shots = read_shots(self.source, media_root=media_root)
+        if self.source is not None:
+            shots, place = read_shots(self.source, media_root=media_root), self.source
+        else:
+            assert job is not None
+            shots = task_shots(job.name, job.task, job.folder)
+            place = job.folder / f"{job.name}.train"
         count = self.shots or self.text_shots
         if self.select == "random":
             chosen = drawn(questions, shots, count=count, seed=self.seed)
         elif model is None:
             raise ConfigError("--select rices without a model here", fix="--select random")
         else:
-            known, asked = self.features(shots, questions, model, processor, path)
+            known, asked = self.features(shots, questions, model, processor, path, place=place)
             chosen = nearest(questions, shots, count=count, known_ND=known, asked_ND=asked)
         shown = [shot.blind for shot in shots] if self.text_shots else shots
         return [
@@ -119,15 +130,14 @@ class FewShot:
 
     def features(
         self, shots: Sequence[Any], questions: Sequence[Question], model: Any, processor: Any,
-        path: str,
+        path: str, *, place: Path,
     ) -> tuple[Any, Any]:  # fmt: skip
         """Of examples and questions; those of the examples are kept beside their file."""
         from retinue.cli.answering import identity
         from retinue.eval.examples import picture_features
 
-        assert self.source is not None
-        index = self.source.with_name(f"{self.source.name}.rices.safetensors")
-        mark = f"{identity(path) or path}-{identity(self.source)}-{processor.fingerprint()}"
+        index = place.with_name(f"{place.name}.rices.safetensors")
+        mark = f"{identity(path) or path}-{identity(place)}-{processor.fingerprint()}"
         note(f"comparing pictures: {len(shots)} examples, index in {index}")
         known = picture_features(
             model, processor, [shot.picture for shot in shots], cache=index, mark=mark

@@ -23,6 +23,7 @@ from retinue.core.seed import stream_seed
 from retinue.decode.prompt import device_of
 from retinue.eval.questions import Question, given, open_rows
 from retinue.eval.shots import nearest_shots, random_shots
+from retinue.eval.task import Task, question_of
 from retinue.processor import Processor
 from retinue.types import Media, Message, Sample, Text
 
@@ -62,6 +63,20 @@ def read_shots(
     data = open_rows(path, media_root=media_root)
     count = len(data) if limit is None else min(limit, len(data))
     return [shot_of(data[index], where=data.where(index)) for index in range(count)]
+
+
+def task_shots(name: str, task: Task, folder: Path) -> list[Shot]:
+    """The training split of a benchmark, asked as its questions are; the first reference answers.
+
+    Raises ConfigError for a task that names no such split, DataError where its files are missing.
+    """
+    found = []
+    for item in task.train_reader(where=name).items(folder):
+        if item.references:
+            asked = question_of(name, task, item).sample.messages[-1]
+            said = Message(role="assistant", parts=(Text(text=item.references[0]),))
+            found.append(Shot(id=item.id, asked=asked, said=said))
+    return found
 
 
 def shot_of(sample: Sample, *, where: str) -> Shot:

@@ -107,7 +107,7 @@ class Task(Spec):
                 "the task names no examples",
                 where=where,
                 rule="`train` holds the reader's keys that differ for its training split",
-                fix="ask without examples, or add `train`",
+                fix="--shots-from FILE names some, or add `train` to the task",
             )
         own = self.reader.model_dump(exclude_unset=True) | self.train
         found: Reader = READERS.spec_of({"kind": self.reader.kind, **own})
