@@ -13,31 +13,18 @@ from typing import Any
 from retinue.core.errors import DataError
 from retinue.data.published.raw import Raw, Row, prompts, records, text_of
 
+COT = ("aqua", "creak", "ecqa", "esnli", "gsm8k", "qasc", "qed", "sensemaking", "strategyqa")
+CAMEL = ("ai_society", "ai_society_zh", "biology", "chemistry", "code", "math", "physics")
 ALPACA_COT = (
-    "FLAN-Muffin/flan.json",
-    "GPT4all/gpt4all_without_p3.json",
-    *(
-        f"camel/{name}.json"
-        for name in ("ai_society", "ai_society_zh", "biology", "chemistry", "code", "math")
-    ),
-    "camel/physics.json",
-    *(f"baize/{name}.json" for name in ("medical", "quora", "stackoverflow")),
-    "Guanaco/GuanacoDataset.json",
-    *(f"hh-rlhf/{name}_chosen.json" for name in ("harmless-base", "helpful-online")),
-    "gpt4tools/gpt4tools.json",
-    *(f"instinwild/instinwild_{name}.json" for name in ("en", "ch")),
-    "alpaca/alpaca_data_cleaned.json",
-    *(f"alpacaGPT4/alpaca_gpt4_data{name}.json" for name in ("", "_zh")),
-    *(
-        f"OIG/{name}.json"
-        for name in ("grade_school_math_instructions", "plot_screenplay_books_dialog")
-    ),
-    "OIG/poetry_2_song.json",
-    "GPTeacher/Toolformer/formatted_toolformer-dedupe-only-dataset.json",
-    "CodeAlpaca/code_alpaca.json",
-    "dolly/dolly.json",
+    *(f"{name}_train" for name in COT),
+    *("flan", "gpt4all_without_p3", *CAMEL, "medical", "quora", "stackoverflow"),
+    *("GuanacoDataset", "harmless-base_chosen", "helpful-online_chosen", "gpt4tools"),
+    *("instinwild_en", "instinwild_ch", "alpaca_data_cleaned"),
+    *("alpaca_gpt4_data", "alpaca_gpt4_data_zh", "grade_school_math_instructions"),
+    *("plot_screenplay_books_dialog", "poetry_2_song"),
+    *("formatted_toolformer-dedupe-only-dataset", "code_alpaca", "dolly"),
 )
-"""Files of the collection, in the order in which they are merged before the shuffle."""
+"""Files of the collection by name, in the order in which they are merged before the shuffle."""
 
 BIG = 800_000
 ASK, TELL = "\n### Human: ", "\n### Assistant: "
@@ -54,9 +41,9 @@ def alpaca_cot(raw: Raw) -> Iterator[Row]:
     if raw.path.is_file():
         yield from _alpaca(raw.path)
         return
-    known = [raw.path / name for name in ALPACA_COT]
-    files = [file for file in known if file.is_file()]
-    files += sorted(set(raw.path.rglob("*.json")) - set(known))
+    rank = {name: number for number, name in enumerate(ALPACA_COT)}
+    found = sorted(raw.path.rglob("*.json"))
+    files = sorted(found, key=lambda file: rank.get(file.stem, len(rank)))
     if not files:
         raise DataError("no .json file", where=str(raw.path), rule="the folder of Alpaca-CoT")
     rows = [row for file in files for row in _alpaca(file)]
