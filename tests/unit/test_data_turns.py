@@ -111,3 +111,22 @@ def test_added_turns_are_turns_of_the_family_s_dialogue(tmp_path, row, template,
     answers = [message.text for message in sample.messages[1::2]]
     learnt = tokenizer.decode([label for label in done.labels if label != IGNORE])
     assert [learnt.count(answer) for answer in answers] == [answers.count(a) for a in answers]
+
+
+def test_blind_keeps_the_words_alone(tmp_path):
+    """Marks and the line breaks beside them go; the rest of the conversation stays."""
+    from retinue.data.blind import Blind
+    from retinue.data.formats import open_format
+
+    turns = [
+        {"from": "human", "value": "<image>\nwhat colour?"},
+        {"from": "gpt", "value": "red\nor blue"},
+        {"from": "human", "value": "and which of <image> and this?"},
+        {"from": "gpt", "value": "the first"},
+    ]
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([{"id": "1", "image": ["a.png", "b.png"], "conversations": turns}]))
+    sample = Blind(open_format(path))[0]
+    assert not sample.media
+    said = [part.text for message in sample.messages for part in message.parts]
+    assert said == ["what colour?", "red\nor blue", "and which of  and this?", "the first"]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from retinue.core.errors import DataError
+from retinue.data.blind import Blind
 from retinue.data.files import media_root_of, open_file, path_of
 from retinue.data.formats import Format
 from retinue.data.formats.collection import Share
@@ -171,6 +172,9 @@ def open_source(
     if source.web is not None:
         about += f"/{source.web.model_dump_json()}"
     shares: Sequence[Share] = getattr(file, "shares", ())
+    if source.blind:
+        file = cast(Format, Blind(file))
+        about += "/blind"
     if source.turns is not None:
         weighed = shares if spec.epoch is not None else ()
         turns = Turns(file, source.turns, shares=weighed)

@@ -34,6 +34,7 @@ class SourceSpec(Spec):
     share: in place of ratios, of all sources or none: its part of an epoch's tokens.
     limit: use only the first so many records. type: a label for type-wise samplers and reports.
     empty_answers: accept empty answers, for runs that repeat an original's label masks.
+    blind: leave the pictures out, so that the records' words stand alone.
     turns: {add, max_media}: each record goes on with others of this file, as further turns.
     web: {threshold, most, ...}: what is taken of web documents, for format `shards`.
     """
@@ -46,6 +47,7 @@ class SourceSpec(Spec):
     media_root: str | None = None
     limit: int | None = Field(default=None, gt=0)
     empty_answers: bool = False
+    blind: bool = False
     turns: TurnsSpec | None = None
     web: WebSpec | None = None
 
