@@ -20,6 +20,7 @@ from retinue.hub.convert import convert
 from retinue.hub.load import load
 from retinue.hub.save import save
 from retinue.model.freeze import apply_rules
+from retinue.model.freeze import plain as plain_name
 from retinue.text.train import train_bpe
 from retinue.train.spec import StageSpec
 from retinue.types import Batch
@@ -208,6 +209,39 @@ def test_what_trains_is_what_the_original_s_words_say(
         ]
         assert all(set(one.values()) == {1.0} for one in factors)
         assert len(factors) == 7 * LAYERS
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["llama_peft", "llama_adapter"])
+def test_tuning_starts_from_a_plain_checkpoint(name: str, tmp_path: Path) -> None:
+    """New biases are zero, new gates closed: it answers as before, and has what is to be tuned."""
+    state = {k: v for k, v in weights(prefix=False).items() if not k.endswith(".bias")}
+    plain = stored(tmp_path / "plain", state, bias_tuning=False)
+    (plain / "meta.json").write_text('{"llama_type": "llama"}', "utf-8")
+    args = tmp_path / "tuning.json"
+    own = {k: v for k, v in ARGS.items() if name == "llama_adapter" or "prefix" not in k}
+    args.write_text(json.dumps({**own, "lora_rank": 4}), "utf-8")
+    before, _ = load(plain)
+    model = load_sphinx(plain, llama_type=name, llama_config=[args])
+    ids = torch.tensor([1, 40, 7])
+    torch.testing.assert_close(scores(model, ids), scores(before, ids), atol=0, rtol=0)
+    names = {n for n, _ in model.named_parameters()}
+    new = names - {n for n, _ in before.named_parameters()}
+    biases = {n for n in new if n.endswith(".bias")}
+    assert len(biases) == 7 * LAYERS
+    assert len(new - biases) == (4 if name == "llama_adapter" else 0)
+    rules = accessory_rules(json.loads(args.read_text()), names, prefixed=name == "llama_adapter")
+    assert new <= {plain_name(one) for one in trained(model, rules)}
+
+
+def load_sphinx(folder: Path, **given: Any) -> Any:
+    from retinue.hub.sphinx import open_sphinx
+    from retinue.hub.stream import fill, skeleton
+
+    opened = open_sphinx(folder, **given)
+    model = skeleton(opened.config)
+    fill(model, opened.sources, dtype=torch.float32, device="cpu", where=str(folder))
+    return model.eval()
 
 
 def test_what_the_model_lacks_is_named(tmp_path: Path) -> None:

@@ -24,6 +24,9 @@ class Held(Weights):
     def read(self, name: str) -> torch.Tensor:
         return self._tensors[name]
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._tensors[name].shape)
+
     def dtype(self, name: str) -> torch.dtype:
         return self._tensors[name].dtype
 

@@ -14,6 +14,7 @@ from retinue.convert.sphinx_lm import experts_layout
 from retinue.convert.weights import Weights, read_json
 from retinue.core.errors import CheckpointError
 from retinue.hub.resolve import resolve
+from retinue.hub.sphinx_tuned import grown
 from retinue.hub.stream import Source
 
 if TYPE_CHECKING:
@@ -52,6 +53,9 @@ def open_sphinx(
     if llama_type is None and found is not None:
         llama_type = read_json(found).get("llama_type")
     args = _args(folders, [Path(file) for file in llama_config])
+    new = grown(weights, args, llama_type=llama_type)
+    if new is not None:
+        weights = Layered([weights, new])
     given = _last(folders, GIVEN)
     made = import_sphinx(
         args,
