@@ -102,6 +102,14 @@ def evaluate(
     stop: opt.Stop = None,
     seed: opt.Seed = 0,
     batch_size: opt.BatchSize = 16,
+    continuous: Annotated[
+        bool,
+        typer.Option(
+            "--continuous",
+            help="Decode through the serving engine: rows join and leave at every step; pictures "
+            "that several questions share are read once.",
+        ),
+    ] = False,
     media_root: opt.MediaRoot = None,
     on_error: opt.OnError = "error",
     restart: opt.Restart = False,
@@ -212,6 +220,7 @@ def evaluate(
             model,
             processor,
             batch_size=batch_size,
+            continuous=continuous,
             skip=on_error == "skip",
             with_baseline=baseline,
         )

@@ -39,6 +39,7 @@ def write_result(
     settings: dict[str, Any] | None = None,
     budget: Budget = None,
     norm: Literal["mean", "sum"] | None = None,
+    continuous: bool = False,
     clock: budgets.Clock | None = None,
     settled: dict[str, Any] | None = None,
     finish: Finish | None = None,
@@ -46,7 +47,8 @@ def write_result(
     """Evaluate and write `target`, run.json and the rows beside it; returns the document.
 
     budget: as in decode; rows then say how many visual tokens were used. norm: answers are not
-    written but chosen by likelihood (decode.score). clock: measures the answers. settled: a
+    written but chosen by likelihood (decode.score). continuous: they are written by the serving
+    engine. clock: measures the answers. settled: a
     document that is returned as it is if it was made with these settings.
     finish(document, rows): the document that is written.
 
@@ -54,6 +56,7 @@ def write_result(
     that cannot be used unless `skip`, and where every row was skipped; ConfigError if the rows
     there were made with other settings.
     """
+    from retinue.cli.continuous import answers as from_engine
     from retinue.core.errors import ConfigError
     from retinue.decode.auto import AutoBudget
     from retinue.decode.offline import generate
@@ -70,6 +73,7 @@ def write_result(
 
     settings = {
         **(settings or {}),
+        **({"continuous": True} if continuous else {}),
         "params": params.model_dump(mode="json"),
         "template": processor.spec.template,
         "visual_tokens": budgets.setting(budget),
@@ -89,6 +93,18 @@ def write_result(
                 budget=budget,
             )
             return ranked if clock is None else clock.watch(ranked)
+        if continuous and not isinstance(budget, AutoBudget):
+            flowing = from_engine(
+                model,
+                processor,
+                samples,
+                params=params,
+                rows=batch_size,
+                skipped=told,
+                budget=budget,
+                logprobs=budget is not None,
+            )
+            return flowing if clock is None else clock.watch(flowing)
         answers = generate(
             model,
             processor,
