@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
+from retinue.hub.load import load
 from retinue.model.build import build_model
 from retinue.model.encoders.patches import PatchesConfig
 from retinue.model.freeze import LoraRule, LoraSpec, apply_rules
@@ -30,18 +33,19 @@ COMMON = {
     "eos_token_id": 2,
 }
 GROUPED = {**COMMON, "intermediate_size": 48, "num_key_value_heads": 2}
+MPT = {"vocab_size": 64, "d_model": 32, "n_heads": 4, "n_layers": 2}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", GROUPED),
     "llama-biases": ("Llama", {**GROUPED, "attention_bias": True, "mlp_bias": True}),
     "mistral": ("Mistral", {**GROUPED, "sliding_window": 4}),
-    "qwen2": ("Qwen2", GROUPED),
     "qwen3": ("Qwen3", {**GROUPED, "head_dim": 8}),
     "mixtral": ("Mixtral", {**GROUPED, "num_local_experts": 4}),
     "phi3": ("Phi3", GROUPED),
     "gemma2": ("Gemma2", {**GROUPED, "head_dim": 8}),
     "gpt_neox": ("GPTNeoX", {**COMMON, "intermediate_size": 48}),
     "opt": ("OPT", {**COMMON, "ffn_dim": 48, "word_embed_proj_dim": 32, "dropout": 0.0}),
-    "mpt": ("Mpt", {"vocab_size": 64, "d_model": 32, "n_heads": 4, "n_layers": 2}),
+    "mpt": ("Mpt", MPT),
+    "mpt-1b": ("Mpt", {**MPT, "attn_config": {"qk_ln": True, "alibi": True}}),
 }
 
 
@@ -108,6 +112,9 @@ def compared(one: Any, two: Any, shown: Batch | None = None) -> dict[str, Any]:
     """A forward and backward of both, and what the divided one has on this rank."""
     from retinue.parallel.tensor_split import cuts, full_state, whole
 
+    with torch.no_grad():
+        asked = replace(shown or batch(), labels=None, supervised=None)
+        logits = far(*(model.run(asked).logits for model in (one, two)))
     losses = [model.run(shown or batch()).loss_sum for model in (one, two)]
     for loss in losses:
         loss.backward()
@@ -121,6 +128,7 @@ def compared(one: Any, two: Any, shown: Batch | None = None) -> dict[str, Any]:
         gradients[name] = far(parameter.grad, whole(own[name].grad, known.get(name)))
     state = full_state(two)
     return {
+        "logits": logits,
         "loss": abs(float(losses[0] - losses[1])) / float(losses[0]),
         "gradients": gradients,
         "same": all(torch.equal(value, state[name]) for name, value in one.state_dict().items()),
@@ -145,8 +153,30 @@ def decoded(model: Any, *, steps: int = 5) -> list[list[int]]:
     return found
 
 
-def work(rank: int, mesh: Any) -> dict[str, Any]:
-    """Everything that the tests below look at."""
+def opened(mesh: Any, folder: Path) -> dict[str, Any]:
+    """A model folder read whole and in parts, with an adapter on top."""
+    whole, _ = load(folder / "model", adapters=[folder / "adapter"])
+    parts, _ = load(folder / "model", adapters=[folder / "adapter"], mesh=mesh)
+    bare, _ = load(folder / "model", mesh=mesh, follows=True)
+    words = replace(batch(), labels=None, supervised=None)
+    with torch.no_grad():
+        logits = [model.run(words).logits for model in (whole, parts)]
+    return {
+        "logits": far(*logits),
+        "parts": {
+            name: parameter.to_local().numel() / parameter.numel()
+            for name, parameter in parts.named_parameters()
+            if name.endswith(("_proj.base_layer.weight", "_proj.weight"))
+        },
+        "adapters": [
+            n for n, p in parts.named_parameters() if "lora" in n and hasattr(p, "placements")
+        ],
+        "bare": [n for n, _ in bare.named_parameters() if not n.startswith("lm.model.")],
+    }
+
+
+def work(rank: int, mesh: Any, folder: Path) -> dict[str, Any]:
+    """Everything that the tests look at. folder: see `opened`."""
     from retinue.parallel.tensor import parallelize, undivide
 
     found: dict[str, Any] = {}
@@ -155,7 +185,7 @@ def work(rank: int, mesh: Any) -> dict[str, Any]:
         parallelize(two, mesh)
         found[name] = compared(one, two)
         found[name]["decoded"] = decoded(one.eval()) == decoded(two.eval())
-        if name in ("phi3", "mpt", "qwen3"):
+        if name in ("phi3", "mpt-1b", "qwen3"):
             undivide(two)
             plain = [type(m) for m in two.modules()] == [type(m) for m in one.modules()]
             equal = all(torch.equal(v, two.state_dict()[k]) for k, v in one.state_dict().items())
@@ -169,6 +199,7 @@ def work(rank: int, mesh: Any) -> dict[str, Any]:
                 parameter.data.fill_(0.7)  # open
         parallelize(both[1], mesh)
         found[fusion] = compared(*both, seen(placeholders=1 if fusion == "cross" else 16))
+    found["opened"] = opened(mesh, folder)
     found["training"] = trained(mesh, lora=False)
     found["adapters"] = trained(mesh, lora=True)
     return found

@@ -54,9 +54,6 @@ def test_normalising_over_all_heads_is_refused() -> None:
     assert kind.model_type == "olmo2"
     with pytest.raises(ConfigError, match="olmo2 cannot be divided"):
         plan_of(skeleton(config("olmo2")), size=2)
-    MODELS["mpt-1b"] = ("Mpt", {**MODELS["mpt"][1], "attn_config": {"qk_ln": True, "alibi": True}})
-    with pytest.raises(ConfigError, match=r"attn.q_ln normalises over all heads"):
-        plan_of(skeleton(config("mpt-1b")), size=2)
 
 
 def test_a_matrix_that_no_rule_speaks_of_is_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,17 @@ def attach(
     opened: Opened,
     name: str,
     device: str | torch.device | None = "cpu",
+    whole: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Put a LoRA folder onto the model; names of the base's own format are understood.
 
     device: of the whole model afterwards; None: each part stays where it is.
+    whole: shapes of weights of which the model holds a part only.
 
     Raises CheckpointError naming the first tensor that does not fit, with both shapes.
     """
     lora = read_lora(folder)
-    shapes = base_state(model) | quantized_shapes(model)
+    shapes = base_state(model) | quantized_shapes(model) | dict(whole or {})
     maps = [*(source.keys for source in opened.sources), llava_keys()]
     fitted = check_fit(lora, shapes, lambda key: _rename(key, maps, shapes))
     with tempfile.TemporaryDirectory() as scratch:

@@ -138,12 +138,13 @@ def load_with_report(
     model = skeleton(opened.config)
     divider = None
     if mesh is not None:
-        from retinue.parallel.tensor import Divider, parallelize
+        from retinue.parallel.tensor import Divider
         from retinue.parallel.tensor_lead import slim
 
         if follows and not (adapters or opened.adapters):
             slim(model)
         divider = Divider(model, mesh)
+    whole = {} if divider is None else divider.shapes()
     spread = None
     if mesh is None and len(room) > 1:
         from retinue.parallel.spread import Spread
@@ -168,9 +169,16 @@ def load_with_report(
         model.generation_config = GenerationConfig.from_pretrained(opened.folder)
     names = iter(["default", *(f"adapter{number}" for number in range(2, 100))])
     for folder in [*opened.adapters, *map(resolve, adapters)]:
-        attach(model, folder, opened=opened, name=next(names), device=None if spread else device)
-    if mesh is not None and hasattr(model, "peft_config"):
-        parallelize(model, mesh)  # the adapters, too
+        attach(
+            model,
+            folder,
+            opened=opened,
+            name=next(names),
+            device=None if spread else device,
+            whole=whole,
+        )
+    if divider is not None:
+        divider.finish()
     model.config._name_or_path = str(opened.folder if isinstance(path, Opened) else path)
     return Loaded(model=model.eval(), processor=processor, opened=opened, coverage=coverage)
 

@@ -209,9 +209,7 @@ def fill(
             tensor = cast(name, tensor, asked=dtype, common=common)
             mark.add(name, tensor)
             tensor = tensor.to(device if spread is None else spread.device_of(name))
-            if divider is not None and divider.divides(name):
-                divider.put(name, tensor)
-            elif quantizer is not None and name in quantized:
+            if quantizer is not None and name in quantized:
                 quantizer.put(model, name, tensor)
             else:
                 place(model, name, tensor)
@@ -220,8 +218,6 @@ def fill(
     for name, other in tied.items():
         parent, leaf = _parent(model, name)
         parent._parameters[leaf] = model.get_parameter(other)
-    if divider is not None:
-        divider.finish()
     if spread is None:
         model.to(device)
     else:

@@ -17,7 +17,7 @@ from retinue.core.errors import ConfigError
 from retinue.model.quant.base import QuantLinear
 from retinue.parallel.tensor_split import Split
 
-Style = Literal["column", "row", "experts", "shared"]
+Style = Literal["column", "row", "experts", "shared", "norm"]
 
 OWN: dict[str, dict[str, str]] = {
     "opt": {
@@ -213,12 +213,18 @@ def attention_of(path: str, layer: nn.Module) -> tuple[str, Any]:
 
 
 def norms_of(at: str, owner: nn.Module, config: Any) -> Iterator[tuple[str, Part]]:
-    """Norms of queries and keys: one weight for all heads is shared; others need all heads."""
+    """Norms of queries and keys: one weight for all heads is shared, a LayerNorm over all heads
+    together is divided and shares its sums. Raises ConfigError for other norms over all heads."""
     for name, module in owner.named_children():
         sizes = {tuple(p.shape) for p in module.parameters(recurse=False)}
         if "norm" not in name and "ln" not in name:
             continue
         width = getattr(owner, "head_dim", None) or getattr(owner, "head_size", None)
+        if isinstance(module, nn.LayerNorm) and sizes == {(config.hidden_size,)}:
+            split = Split(dim=0, blocks=(config.hidden_size,))
+            leaves = [leaf for leaf, _ in module.named_parameters(recurse=False)]
+            yield f"{at}.{name}", Part(style="norm", splits=dict.fromkeys(leaves, split))
+            continue
         if sizes - {(width,)}:
             raise refusal(config, f"{at}.{name} normalises over all heads together")
         if sizes:

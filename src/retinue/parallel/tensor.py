@@ -61,17 +61,23 @@ class Divider:
         split = self.splits[name]
         return split.dim, split.ranges(self.mesh.get_local_rank(), of=self.mesh.size())
 
-    def put(self, name: str, part: Tensor) -> None:
-        """This rank's part into its place in the model."""
-        path, _, leaf = name.rpartition(".")
-        owner = self.model.get_submodule(path)
-        old = owner._parameters[leaf]
-        assert old is not None
-        put(owner, leaf, self.splits[name].shard(part, self.mesh), grad=old.requires_grad)
+    def shapes(self) -> dict[str, Tensor]:
+        """Name -> a tensor on meta with the whole shape, of every parameter that is divided."""
+        whole = dict(self.model.named_parameters())
+        return {name: torch.empty(whole[name].shape, device="meta") for name in self.splits}
 
     def finish(self) -> None:
-        """All parts are there: make the modules work on them."""
-        apply(self.model, self.plan, self.mesh)
+        """All parts are there, and adapters if there are any: make the modules work on them.
+
+        Until then parts are plain tensors and layers say their whole sizes, which adapters take.
+        """
+        for name, split in self.splits.items():
+            path, _, leaf = name.rpartition(".")
+            owner: Any = self.model.get_submodule(path)
+            owner = getattr(owner, "base_layer", owner)
+            part = owner._parameters[leaf]
+            put(owner, leaf, split.shard(part.detach(), self.mesh), grad=part.requires_grad)
+        parallelize(self.model, self.mesh)
 
 
 def put(owner: nn.Module, leaf: str, value: Tensor, *, grad: bool) -> None:

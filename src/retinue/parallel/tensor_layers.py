@@ -107,6 +107,25 @@ class RowLinear(Divided, nn.Linear):
         return y_XO if torch.is_autocast_enabled(y_XO.device.type) else y_XO.to(dtype)
 
 
+class DividedNorm(Divided, nn.LayerNorm):
+    """A norm over all heads together, of which each rank has a part: the sums are shared."""
+
+    def forward(self, x_XI: Tensor) -> Tensor:
+        """(..., I / N) -> the same, normalised over I."""
+        (width,) = self.normalized_shape
+        centred_XI = x_XI.float()
+        centred_XI = centred_XI - self.total(centred_XI) / width
+        variance_X1 = self.total(centred_XI.square()) / width
+        y_XI = centred_XI * (variance_X1 + self.eps).rsqrt() * local(self.weight).float()
+        if self.bias is not None:
+            y_XI = y_XI + local(self.bias).float()
+        return y_XI.to(x_XI.dtype)
+
+    def total(self, x_XI: Tensor) -> Tensor:
+        """Sum over the last dimension of all ranks; each rank's outputs depend on all of it."""
+        return enter(leave(x_XI.sum(-1, keepdim=True), self.tensor_mesh), self.tensor_mesh)
+
+
 class _Parts(Divided):
     """A module of transformers that reads its parameters by name: inside, it gets the rank's."""
 
@@ -152,7 +171,12 @@ class _Shared(_Parts):
             return super().forward(*args, **kwargs)  # type: ignore[misc]
 
 
-LINEAR = {"column": ColumnLinear, "row": RowLinear}
+PLAIN: dict[str, tuple[type[nn.Module], type[nn.Module]]] = {
+    "column": (nn.Linear, ColumnLinear),
+    "row": (nn.Linear, RowLinear),
+    "norm": (nn.LayerNorm, DividedNorm),
+}
+"""Style -> the class that it is for, and what becomes of it."""
 OTHERS = {"experts": _Experts, "shared": _Shared}
 _made: dict[tuple[str, type], type] = {}
 
@@ -162,9 +186,10 @@ def divide(
 ) -> nn.Module:
     """Swap a module's class for that of its style, in place. Parameters are cut by the caller."""
     kind = type(module)
-    if style in LINEAR:
-        assert kind is nn.Linear, f"a {kind.__name__} is no plain linear layer"
-        module.__class__ = LINEAR[style]
+    if style in PLAIN:
+        plain, divided = PLAIN[style]
+        assert kind is plain, f"a {kind.__name__} is no {plain.__name__}"
+        module.__class__ = divided
     else:
         if (style, kind) not in _made:
             body = {"__module__": __name__}
