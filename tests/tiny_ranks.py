@@ -5,13 +5,16 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import multiprocessing
 import os
 import pickle
+import sys
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,8 +35,10 @@ def together(count: int, work: Callable[..., Any], *args: Any) -> list[Any]:
     A process that was killed gives minus the signal.
     """
     port, answers = free_port(), CONTEXT.SimpleQueue()
+    # pytest's names of test modules mean nothing elsewhere
+    place = (work.__code__.co_filename, work.__name__)
     everyone = [
-        CONTEXT.Process(target=_enter, args=(rank, count, port, answers, work, args), daemon=True)
+        CONTEXT.Process(target=_enter, args=(rank, count, port, answers, *place, args), daemon=True)
         for rank in range(count)
     ]
     found: dict[int, Any] = {}
@@ -62,14 +67,14 @@ def together(count: int, work: Callable[..., Any], *args: Any) -> list[Any]:
                 one.kill()
 
 
-def _enter(
-    rank: int, count: int, port: int, answers: Any, work: Callable[..., Any], args: Any
-) -> None:
+def _enter(rank: int, count: int, port: int, answers: Any, file: str, name: str, args: Any) -> None:
     torch.set_num_threads(1)
+    sys.path.insert(0, str(Path(file).parent))
     launch = {"RANK": rank, "WORLD_SIZE": count, "LOCAL_RANK": rank, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in launch.items()})
     os.environ.update({"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"})
     try:
+        work = getattr(importlib.import_module(Path(file).stem), name)
         # as bytes: tensors would otherwise be shared with a process that ends
         answers.put((rank, True, _bytes(work(rank, *args))))
     except BaseException:

@@ -96,7 +96,9 @@ def train_verb(
     they divide. A params file of ModelZoo's mm_simple is known by what it holds and runs unchanged.
     """
     from retinue.cli.params import params_of
+    from retinue.parallel.launch import adopt
 
+    adopt()
     out, device = model_dir or out, "cuda" if device == "gpu" else device
     params = params_of(recipe)
     if params is not None:
@@ -203,19 +205,51 @@ def train(
 
 
 def saver(spec: RunSpec, model: Any) -> SaveModel:
-    """How a run's model is written: whole, or on top of its base where that is quantized."""
+    """How a run's model is written: whole, or on top of its base, as quantized ones always are.
+
+    Raises ConfigError for a model that has no base, or adapters that a later stage folds in.
+    """
     from functools import partial
 
+    from retinue.core.errors import ConfigError
     from retinue.hub.save import save
-    from retinue.model.freeze import trained_names
+    from retinue.model.freeze import LoraRule, trained_names
 
-    if spec.train.quant is None:
+    quant = spec.train.quant
+    if quant is None and spec.checkpoint.holds == "all":
         return save
-    base = str(spec.model["from"])
-    if Path(base).expanduser().exists():
-        base = str(Path(base).expanduser().resolve())
-    names = {n for stage in spec.train.stages for n in trained_names(model, stage.trainable)}
-    return partial(save, base=base, changed=names, provenance={"quant": spec.train.quant})
+    stages = spec.train.stages
+    early = [s.name for s in stages[:-1] for r in s.trainable.values() if isinstance(r, LoraRule)]
+    if not spec.model.get("from") or spec.model.get("adapters") or early:
+        raise ConfigError(
+            f"adapters of stage {early[0]!r} are folded into weights"
+            if early
+            else "no model.from, or adapters on it",
+            where="checkpoint.holds: trained",
+            rule="what is not written must be in the model that the run starts from",
+            fix="set checkpoint.holds to all",
+        )
+    base = ",".join(absolute(part) for part in str(spec.model["from"]).split(","))
+    towers = (spec.model.get("encoders") or {}).items()
+    under = spec.model.get("base")
+    beside = {
+        "on": absolute(str(under)) if under else None,
+        "encoders": {name: absolute(place_of(part)) for name, part in towers} or None,
+    }
+    names = {n for stage in stages for n in trained_names(model, stage.trainable)}
+    facts = {"quant": quant} if quant else {}
+    return partial(save, base=base, changed=names, beside=beside, provenance=facts)
+
+
+def place_of(part: Any) -> str:
+    """Where a part of a model section comes from, in any of its spellings."""
+    return str(part if isinstance(part, str) else part.get("from") or part.get("path"))
+
+
+def absolute(path: str) -> str:
+    """A local path from the root on; a hub id as it is."""
+    local = Path(path).expanduser()
+    return str(local.resolve()) if local.exists() else path
 
 
 def opener(processor: Processor, *, folder: Path) -> Callable[[DataSpec], Dataset]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
 from retinue.core.errors import ConfigError, EnvError
-from retinue.core.log import rank
+from retinue.core.log import get_logger, rank
 
 FIRST_PORT, PORTS = 20000, 20000
 """SLURM gives no port: the job's number chooses one, so that two jobs on a machine differ."""
@@ -61,9 +61,12 @@ def adopt(environment: MutableMapping[str, str] | None = None) -> Launch:
     """As `launch_of`, and write SLURM's launch down as torchrun's variables, which torch reads."""
     environment = os.environ if environment is None else environment
     found = launch_of(environment)
-    if found.size > 1:
+    if found.size > 1 and "WORLD_SIZE" not in environment:
         for name, value in found.variables.items():
             environment.setdefault(name, value)
+        get_logger().info(
+            f"process {found.rank} of {found.size} (SLURM), meeting at {found.address}:{found.port}"
+        )
     return found
 
 

@@ -41,16 +41,19 @@ class Sharded:
         self.units = [*units(model)]
         self.step = Step(model, gated=self.units)
         single = {parameter for parameter in model.parameters() if not parameter.dim()}
-        offload = CPUOffloadPolicy() if spec.offload else OffloadPolicy()
+        away = spec.offload and mesh.device_type != "cpu"
+        offload = CPUOffloadPolicy() if away else OffloadPolicy()
         travel = torch.bfloat16 if spec.gather == "bf16" else None
         common: dict[str, Any] = {"mesh": mesh, "offload_policy": offload}
+        self.compiled = [unit for unit in self.units if unit._compiled_call_impl is not None]
+        for unit in self.compiled:  # gathering stays outside
+            unit._compiled_call_impl = None
+            unit.forward = torch.compile(unit.forward, dynamic=True)
         for unit in self.units:
             fully_shard(
                 unit,
                 reshard_after_forward=spec.shard == "reshard",
-                mp_policy=MixedPrecisionPolicy(
-                    param_dtype=travel, reduce_dtype=torch.float32, cast_forward_inputs=False
-                ),
+                mp_policy=MixedPrecisionPolicy(param_dtype=travel, reduce_dtype=torch.float32),
                 ignored_params=single,
                 **common,
             )
@@ -92,6 +95,8 @@ class Sharded:
         for module in (*self.units, self.step):
             unwrap(module)
         self.step.close()
+        for unit in self.compiled:
+            del unit.forward
         for name, tensor in full.items():
             path, _, leaf = name.rpartition(".")
             owner = self.model.get_submodule(path)

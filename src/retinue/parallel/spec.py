@@ -27,7 +27,7 @@ class ParallelSpec(Spec):
     shard: what the data groups divide. none: nothing, each holds the model; keep (sdp, ZeRO-2):
     weights, gradients and moments, weights stay gathered from forward to backward; reshard (fsdp,
     ZeRO-3): gathered layer by layer and dropped again. offload: shards live in main memory.
-    gather: number format in which weights travel; model = their own.
+    gather: number format in which layers' weights travel and compute; model = their own.
     activation: full = recomputed in the backward; compile: every layer by itself.
     """
 

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator
 from torch import nn
 from torch.optim import Optimizer
 
+from retinue.core.errors import ConfigError
 from retinue.core.lazy import need
 from retinue.core.spec import Spec
 from retinue.model.freeze import TrainableTable
@@ -184,6 +185,13 @@ def make_optimizer(
     filled = [part for group in filled for part in _one_layout(group)]
     common: dict[str, Any] = {"lr": spec.lr, "betas": spec.betas, "eps": spec.eps}
     if spec.kind == "adamw8bit":
+        if any(hasattr(p, "device_mesh") for group in filled for p in group["params"]):
+            raise ConfigError(
+                "8-bit moments of weights that processes share",
+                where="train.stages.*.optim.kind",
+                rule="bitsandbytes knows whole tensors only",
+                fix="use adamw, whose moments are divided as well, or parallel.shard=none",
+            )
         bits = need("bitsandbytes", extra="quant", purpose="8-bit AdamW")
         optimizer: Optimizer = bits.optim.AdamW8bit(filled, **common)
         return optimizer, groups

@@ -166,13 +166,15 @@ class CheckpointSpec(Spec):
     """every: updates between checkpoints, None = at the end of each stage; keep: newest so many.
 
     resume: auto = from the newest checkpoint of the run folder if there is one; never; or a path.
-    export: each checkpoint is a complete model folder too.
+    export: each checkpoint is a complete model folder too. holds: trained = weight files hold only
+    what the stages train, and name model.from for all others; all = every weight.
     """
 
     every: int | None = Field(default=None, gt=0)
     keep: int | None = Field(default=2, gt=0)
     resume: str = "auto"
     export: bool = True
+    holds: Literal["all", "trained"] = "all"
 
 
 class ReportSpec(Spec):
@@ -194,6 +196,14 @@ class RunSpec(Spec):
     checkpoint: CheckpointSpec = CheckpointSpec()
     report: ReportSpec = ReportSpec()
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _one_format(self) -> RunSpec:
+        if self.parallel.gather == "bf16" and self.train.precision != "bf16":
+            raise ValueError(
+                "parallel.gather=bf16 needs train.precision=bf16: layers compute in it"
+            )
+        return self
 
     def data_of(self, stage: StageSpec) -> DataSpec:
         """The run's data with a stage's changes. Raises ConfigError."""
