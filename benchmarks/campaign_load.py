@@ -136,7 +136,8 @@ async def campaign(served: Served, seconds: float) -> dict[str, Any]:
     outcomes: Counter[str] = Counter()
     wrong: list[str] = []
     rows: list[dict[str, float]] = []
-    limits = httpx.Limits(max_connections=None)
+    # a connection each: one that is kept may be closed by the server just when it is used again
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
     async with httpx.AsyncClient(base_url=served.address, timeout=120, limits=limits) as http:
         clients = [client(http, n, until, outcomes, wrong) for n in range(CLIENTS)]
         await asyncio.gather(*clients, watch(served, until, rows))
