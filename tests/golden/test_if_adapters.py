@@ -6,7 +6,7 @@ import pytest
 import torch
 from cases import compared
 from flamingo import ids_of, load, tower
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from test_if_models import FORWARD
 
 import retinue
@@ -146,4 +146,22 @@ def test_several_paths_of_one_tensor(case, name, facts, tmp_path):
     assert {key: t.shape for key, t in back.items()} == {
         key: t.shape for key, t in state.items() if key in back
     }
+    compared(case)
+
+
+@pytest.mark.parametrize(("case", "name", "facts"), RUNS, ids=ids_of(RUNS))
+def test_what_was_trained_loads_onto_a_released_checkpoint(case, name, facts, tmp_path):
+    model, processor = load(case)
+    with torch.no_grad():
+        model.connector.latents += 1
+    beside = {"on": str(case / "lm"), "encoders": {"clip": str(tower(case))}}
+    base = str(case / "flamingo.pt")
+    folder = retinue.save(
+        model, processor, tmp_path / "tuned", base=base, changed={"connector.latents"},
+        beside=beside,
+    )  # fmt: skip
+    assert set(load_file(folder / "model.safetensors")) == {"connector.latents"}
+    again, _ = retinue.load(folder, dtype=torch.float32)
+    for key, value in model.named_parameters():
+        assert torch.equal(again.get_parameter(key), value), key
     compared(case)

@@ -7,6 +7,7 @@ from pydantic import TypeAdapter
 import retinue
 import tiny
 import tiny_recipe
+from retinue.cli.main import run
 from retinue.convert.tuning import trainable_rules
 from retinue.hub.build import build
 from retinue.hub.convert import convert
@@ -80,3 +81,46 @@ def check(folder, wanted):
     model, processor = retinue.load(folder)
     logits = model.run(processor.batch([conversation(0, 2)])).logits
     torch.testing.assert_close(logits, wanted, atol=2e-5, rtol=0)
+
+
+def test_a_run_writes_what_it_trained_and_names_the_rest(tmp_path):
+    """The recipe's checkpoints and model: trained weights and adapter only, on model.from."""
+    from safetensors.torch import load_file
+
+    recipe = tiny_recipe.shrink("flamingo-9b/lora", tmp_path)
+    out = tmp_path / "run"
+    fresh, words = retinue.load(tmp_path / "base")
+    for name, parameter in fresh.named_parameters():
+        if name.endswith("_gate"):  # as in a released model: through closed ones nothing is learned
+            parameter.data.fill_(0.5)
+    retinue.save(fresh, words, tmp_path / "base")
+    fast = ["model.dtype=fp32", "stages.0.optim.lr=1e-2", "stages.0.schedule.warmup=0"]
+    assert run(["train", str(recipe), *fast, "--out", str(out), "--device", "cpu"]) == 0
+    (saved,) = (out / "checkpoints").iterdir()
+    before, _ = retinue.load(tmp_path / "base")
+    old = dict(before.named_parameters())
+    for folder in (out / "model", saved):
+        held = load_file(folder / "model.safetensors")
+        assert held
+        assert all(name.startswith("connector.") for name in held)
+        adapter = load_file(folder / "adapter" / "adapter_model.safetensors")
+        assert adapter
+        model, processor = retinue.load(folder)
+        for name, parameter in model.named_parameters():
+            plain = name.replace(".base_layer.", ".")
+            if ".lora_" not in name and plain not in held:
+                assert torch.equal(parameter, old[plain]), name
+    moved = [n for n, value in held.items() if not torch.equal(value, old[n])]
+    assert moved
+    sample = conversation(0, 2)
+    with torch.no_grad():
+        wanted = model.run(processor.batch([sample])).logits
+    convert(out / "model", tmp_path / "whole", to="retinue")
+    check(tmp_path / "whole", wanted)
+
+
+def test_what_is_not_written_must_be_somewhere(tmp_path, capsys):
+    recipe = tiny_recipe.shrink("llava15-7b/align", tmp_path)
+    words = ["train", str(recipe), "--out", str(tmp_path / "run"), "--device", "cpu"]
+    assert run([*words, "checkpoint.holds=trained"]) == 2
+    assert "no model.from" in capsys.readouterr().err

@@ -34,13 +34,15 @@ def save(
     shard_bytes: int = SHARD_BYTES,
     base: str | None = None,
     changed: Collection[str] | None = None,
+    beside: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a folder that `load` reads back to the same logits; returns it.
 
     dtype: of the written weights, default as they are; shard_bytes: largest weight file; base: PATH
     of the model that holds all other weights than `changed`, names that default to those that
-    require grad here; the others are then not written; provenance: facts to keep with the versions.
+    require grad here; the others are then not written; beside: what `load` must be told to read the
+    base (`on`: its own base, `encoders`); provenance: facts to keep with the versions.
     An existing folder is replaced once the new one is complete. Raises EnvError when there is no
     room, the previous folder is then kept; ConfigError for a quantized model without a base.
     """
@@ -67,7 +69,8 @@ def save(
             place = partial / ADAPTER if len(names) == 1 else partial / ADAPTER / name
             save_adapter(model, place, base=base, name=name)
         if base is not None:
-            write_json(partial / BASE, {"base": base})
+            told = {key: value for key, value in (beside or {}).items() if value}
+            write_json(partial / BASE, {"base": base, **told})
         write_json(partial / "provenance.json", {"versions": versions(), **(provenance or {})})
     return Path(folder)
 

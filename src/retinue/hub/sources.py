@@ -128,7 +128,9 @@ def open_folder(
 def _own(found: Found, *, base: str | Path | None) -> Opened:
     sources = [Source(weights=found.weights, keys=OWN_KEYS, label=str(found.folder))]
     if (found.folder / BASE).exists():
-        under = open_folder(base or read_json(found.folder / BASE)["base"])
+        told = read_json(found.folder / BASE)
+        named = base or told["base"]
+        under = open_folder(named, base=told.get("on"), encoders=told.get("encoders"))
         sources += under.sources
     settings = read_json(found.folder / "processor.json")
     for encoder in (found.config.get("spec") or {}).get("encoders", {}).values():
