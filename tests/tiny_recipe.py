@@ -122,11 +122,15 @@ def small_model(model: dict[str, Any], tokenizer: Path) -> dict[str, Any]:
         cross = model.get("fusion", {}).get("kind") == "cross"
         chosen = own if cross or "num_local_experts" in own else LM
         model["lm"], model["tokenizer"] = {"config": chosen}, {"from": str(tokenizer)}
+    if model.get("connector", {}).get("kind") == "abstractor":
+        model["connector"] = {**model["connector"], "tokens": 4, "hidden": WIDTH, "depth": 1}
     for name, part in model.get("encoders", {}).items():
         fields = {key: value for key, value in part.items() if key not in ("from", "config")}
         own = ENCODER
-        if "size" in fields:
+        if fields.get("kind") == "convnext":
             own, fields["size"] = CONVNEXT, 32
+        elif "size" in fields:
+            fields["size"] = 42  # three patches of 14 a side, where the config has two
         elif any("size" in other for other in model["encoders"].values()):
             own = {**ENCODER, "image_size": 32, "patch_size": 16}  # one view of both is 32 pixels
         model["encoders"] = {**model["encoders"], name: {**fields, "config": own}}

@@ -59,7 +59,8 @@ def test_the_data_command_of_a_header_makes_what_the_recipe_reads(name, tmp_path
     data = compose_run(name)[0].data
     assert all(Path(source["path"]).is_file() for source in data["data"]["sources"])
     assert Path(data["model"]["tokenizer"]["from"]).is_dir()
-    assert run(["data", "check", *(source["path"] for source in data["data"]["sources"])]) == 0
+    paths = dict.fromkeys(source["path"] for source in data["data"]["sources"])
+    assert run(["data", "check", *paths]) == 0
 
 
 def test_llava_values_are_the_original_s():
@@ -192,3 +193,18 @@ def test_accessory_s_words_for_sharding_are_ours():
     for theirs, ours in (("sdp", "keep"), ("fsdp", "reshard")):
         _, spec = compose_run("sphinx-13b/sft", [f"parallel.shard={theirs}"])
         assert spec.parallel.shard == ours
+
+
+def test_mm1_values_are_the_papers():
+    spec = compose_run("mm1-7b/pretrain")[1]
+    (stage,) = spec.train.stages
+    assert (stage.steps, stage.global_batch, stage.trainable) == (200000, 512, {"**": "full"})
+    assert (stage.schedule.warmup, stage.schedule.floor) == (2000, 0.1)
+    assert stage.optim.lr == pytest.approx(6.5e9**-0.4214 * 2.718281828**-0.5535, rel=0.01)
+    data = spec.data
+    assert [source.share for source in data.sources] == [0.45, 0.45, 0.10]
+    assert (data.max_tokens, data.max_views, data.packing) == (4096, 16, "window")
+    encoder = spec.model["encoders"]["clip"]
+    connector = spec.model["connector"]
+    assert (encoder["size"] // 14) ** 2 == 729
+    assert (connector["kind"], connector["tokens"], connector["depth"]) == ("abstractor", 144, 3)

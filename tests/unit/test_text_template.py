@@ -163,3 +163,16 @@ def test_chat_templates_that_cannot_be_trained_on() -> None:
         HfTemplate(jinja=mute).render([ask(PICTURE)], reply=True)
     with pytest.raises(ConfigError, match="no chat template"):
         HfTemplate.of(train_bpe(["a b"], vocab_size=270))
+
+
+def test_documents_keep_pictures_between_their_words() -> None:
+    """Three pictures in a document: order, targets, one end; a caption's question is no target."""
+    document = [say("assistant", "One ", PICTURE, " two ", PICTURE, PICTURE, " three")]
+    segments = resolve("document").render(document)
+    assert [s.text if s.media is None else "*" for s in segments] == [
+        *("One ", "*", " two ", "*", "*", " three", "</s>"),
+    ]
+    assert trained(segments) == ["One ", " two ", " three", "</s>"]
+    pair = resolve("document").render([ask(PICTURE, "\ncaption: "), say("assistant", "a star")])
+    assert trained(pair) == ["a star", "</s>"]
+    assert resolve("document").text([ask(PICTURE, "\nIt is")], reply=True) == "<image>\nIt is"

@@ -46,5 +46,6 @@ TEMPLATES: Registry[Any] = Registry(
         "cogvlm_vqa": f"{_HERE}.cogvlm:COGVLM_VQA",
         "hf": f"{_HERE}.hf:HfTemplate",
         "web": f"{_HERE}.web:WEB",
+        "document": f"{_HERE}.document:DOCUMENT",
     },
 )
