@@ -103,9 +103,9 @@ def mutated(body: Any, chance: random.Random) -> Any:
         if way < 0.2 and isinstance(inner, dict):
             inner.pop(last, None)
         elif way < 0.3 and isinstance(inner, dict):
-            inner[chance.choice(["new", "model", "role"])] = chance.choice(ODD)
+            inner[chance.choice(["new", "model", "role"])] = copy.deepcopy(chance.choice(ODD))
         else:
-            inner[last] = chance.choice(ODD)
+            inner[last] = copy.deepcopy(chance.choice(ODD))
     return body
 
 

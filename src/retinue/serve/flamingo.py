@@ -29,6 +29,7 @@ from retinue.core.files import writing
 from retinue.decode.rendered import rendered_ids, tidy
 from retinue.decode.sampling import SamplingParams
 from retinue.serve.failures import ApiError, as_api
+from retinue.serve.schema import whole
 from retinue.serve.service import GoneError, Place, Service, fresh_seed
 from retinue.types import Media
 
@@ -209,6 +210,8 @@ def parse(raw: bytes) -> tuple[Body, Content]:
         data = json.loads(raw, parse_constant=no_number)
     except (ValueError, RecursionError) as error:
         raise RequestError("the body is no JSON", rule=str(error)[:80]) from None
+    if not whole(data):  # which no tokenizer takes, and no reply can quote
+        raise RequestError("a string holds half of a surrogate pair")
     try:
         body = Body.model_validate(data)
     except ValidationError as error:
