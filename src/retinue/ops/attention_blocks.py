@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from retinue.ops.native.attention import compiled_backward, serves
+from retinue.ops.native.attention import equal_pieces, serves
 
 QUERIES = 256
 """Queries of one block (measured against 128 and 512)."""
@@ -31,8 +31,7 @@ def long_backward(
     causal: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`block_backward`, by the compiled kernel where it serves."""
-    compiled = compiled_backward() if serves(q_nHLD) else None
-    backward = compiled or block_backward
+    backward = equal_pieces if serves(q_nHLD) else block_backward
     return backward(
         grad_nHLD, q_nHLD, k_nHKD, v_nHKD, out_nHLD, lse_nHL, scale=scale, causal=causal
     )

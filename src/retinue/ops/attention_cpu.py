@@ -5,7 +5,8 @@ R = H / G, D head width; inside a group of pieces: n pieces of L queries and K k
 
 Torch's own CPU kernel is the faster forward at every length, but in reduced precision its
 gradient is slow: short pieces take matrix products and a softmax, several pieces at once, long
-causal ones take `attention_blocks`. Gradients are written into buffers made once. Pieces are
+causal ones take `attention_blocks`, and all of them the compiled kernel (`native.attention`) where
+it serves. Gradients are written into buffers made once. Pieces are
 read from a tensor, so that a compiled layer is not specialised on them.
 """
 
@@ -21,6 +22,8 @@ from retinue.ops import backend
 from retinue.ops.attention_blocks import long_backward
 from retinue.ops.attention_tree import has_prefix, most_keys, tree_backward, tree_forward
 from retinue.ops.groups import Group, groups_of, put, take, whole_rows
+from retinue.ops.native.attention import compiled_backward, serves, whole_table
+from retinue.ops.plan import ROW, START, STOP
 
 SHORT_KEYS = 256
 """In reduced precision the gradient of pieces of up to so many keys is by products (measured)."""
@@ -87,11 +90,15 @@ def piece_attention_backward(
             dq, dk, dv = tree_backward(
                 grad_BHTD, q_BHTD, k_BGSD, v_BGSD, out_BHTD, lse_BHT, table_P5, scale=scale
             )
-        return dq.to(q_BHTD), dk.to(k_BGSD), dv.to(v_BGSD)
+        return _laid(dq.to(q_BHTD)), _laid(dk.to(k_BGSD)), _laid(dv.to(v_BGSD))
+    if slopes_H is None and not _is_prefixed(table_P5) and serves(q_BHTD):
+        return _compiled(
+            grad_BHTD, q_BHTD, k_BGSD, v_BGSD, out_BHTD, lse_BHT, table_P5, causal, scale
+        )
     # several branches add to the gradient of a prefix: in fp32, like any long sum
     shared = table_P5 is not None and has_prefix(table_P5)
     kind = torch.float32 if shared else q_BHTD.dtype
-    dq, dk, dv = (torch.zeros(x.shape, dtype=kind) for x in (q_BHTD, k_BGSD, v_BGSD))
+    dq, dk, dv = (_zeros(x, kind) for x in (q_BHTD, k_BGSD, v_BGSD))
     short = None
     if _has_kernel(q_BHTD, v_BGSD):
         short = SHORT_KEYS if q_BHTD.dtype.itemsize < 4 else 0
@@ -117,7 +124,48 @@ def piece_attention_backward(
                 grads = (grads[0], _summed(grads[1], G), _summed(grads[2], G))
             for buffer, grad in zip((dq, dk, dv), grads, strict=True):
                 put(buffer, group, grad)
-    return dq.to(q_BHTD), dk.to(k_BGSD), dv.to(v_BGSD)
+    return _laid(dq.to(q_BHTD)), _laid(dk.to(k_BGSD)), _laid(dv.to(v_BGSD))
+
+
+def _laid(x_BHTD: Tensor) -> Tensor:
+    """Heads inside tokens, as the layers around hand them in and want their gradients."""
+    return x_BHTD.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def _zeros(x_BHTD: Tensor, kind: torch.dtype) -> Tensor:
+    B, H, T, D = x_BHTD.shape
+    return x_BHTD.new_zeros(B, T, H, D, dtype=kind).transpose(1, 2)
+
+
+def _is_prefixed(table_P5: Tensor | None) -> bool:
+    return table_P5 is not None and has_prefix(table_P5)
+
+
+def _compiled(
+    grad_BHTD: Tensor,
+    q_BHTD: Tensor,
+    k_BGSD: Tensor,
+    v_BGSD: Tensor,
+    out_BHTD: Tensor,
+    lse_BHT: Tensor,
+    table_P5: Tensor | None,
+    causal: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """All pieces by the compiled kernel, straight into the gradients."""
+    backward = compiled_backward()
+    assert backward is not None
+    if table_P5 is None:
+        T, S = q_BHTD.shape[2], k_BGSD.shape[2]
+        pieces = whole_table(len(q_BHTD), queries=T, keys=S)
+    else:
+        length_P = table_P5[:, STOP] - table_P5[:, START]
+        span = [table_P5[:, START], length_P]
+        pieces = torch.stack([table_P5[:, ROW], *span, *span], 1)
+    inputs = (grad_BHTD, q_BHTD, k_BGSD, v_BGSD, out_BHTD, lse_BHT)
+    grads = [_zeros(x, x.dtype) for x in (q_BHTD, k_BGSD, v_BGSD)]
+    backward(inputs, grads, pieces, scale=scale, causal=causal)
+    return grads[0], grads[1], grads[2]
 
 
 @piece_attention.register_fake
@@ -148,7 +196,7 @@ def _(
     causal: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dq, dk, dv = (x.new_empty(x.shape) for x in (q_BHTD, k_BGSD, v_BGSD))
+    dq, dk, dv = (_zeros(x, x.dtype) for x in (q_BHTD, k_BGSD, v_BGSD))
     return dq, dk, dv
 
 

@@ -1,12 +1,13 @@
-"""The compiled gradient of attention in bfloat16, behind the signature of `block_backward`.
+"""The compiled gradient of attention in bfloat16: all pieces of a batch in one call.
 
-Legend: n pieces, H heads, L queries, K keys, D head width.
+Legend: B rows, T queries and S keys of a row, H query heads, G key/value heads, D head width,
+P pieces; n pieces of L queries and K keys.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
@@ -17,27 +18,22 @@ from retinue.ops.native import library
 WIDTH = 32
 """Head widths must be a multiple of it."""
 
-Backward = Callable[..., tuple[Tensor, Tensor, Tensor]]
+Backward = Callable[..., None]
 
 
 class _View(ctypes.Structure):
-    _fields_ = [
-        ("data", ctypes.c_void_p),
-        ("piece", ctypes.c_int64),
-        ("head", ctypes.c_int64),
-        ("token", ctypes.c_int64),
-    ]
+    _fields_ = [("data", ctypes.c_void_p)]
+    _fields_ += [(name, ctypes.c_int64) for name in ("row", "head", "token", "wide")]
 
 
 class _Call(ctypes.Structure):
     """As `Call` in the source, member by member."""
 
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("pieces", "heads", "groups")),
-        *((name, ctypes.c_int64) for name in ("queries", "keys", "width", "causal")),
+        *((name, ctypes.c_int64) for name in ("pieces", "heads", "groups", "width", "causal")),
         ("scale", ctypes.c_float),
-        *((name, _View) for name in ("grad", "q", "k", "v", "out")),
-        *((name, ctypes.c_void_p) for name in ("lse", "dq", "dk", "dv")),
+        ("table", ctypes.c_void_p),
+        *((name, _View) for name in ("grad", "q", "k", "v", "out", "lse", "dq", "dk", "dv")),
     ]
 
 
@@ -60,31 +56,69 @@ def compiled_backward() -> Backward | None:
     function.argtypes, function.restype = [ctypes.POINTER(_Call), ctypes.c_int64], ctypes.c_int
 
     def backward(
-        grad_nHLD: Tensor,
-        q_nHLD: Tensor,
-        k_nHKD: Tensor,
-        v_nHKD: Tensor,
-        out_nHLD: Tensor,
-        lse_nHL: Tensor,
+        inputs: Sequence[Tensor],
+        outputs: Sequence[Tensor],
+        pieces_P5: Tensor,
         *,
         scale: float,
-        causal: bool = True,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """As `block_backward`; also with fewer heads of keys, whose gradients are then summed."""
-        n, H, L, D = q_nHLD.shape
-        G, K = k_nHKD.shape[1:3]
-        inputs = [_flat(x) for x in (grad_nHLD, q_nHLD, k_nHKD, v_nHKD, out_nHLD)]
-        lse_nHL = lse_nHL.contiguous()
-        dq_nHLD = q_nHLD.new_empty(n, H, L, D)
-        dk_nGKD, dv_nGKD = (q_nHLD.new_empty(n, G, K, D, dtype=torch.float32) for _ in range(2))
-        views = [_View(x.data_ptr(), *x.stride()[:3]) for x in inputs]
-        outputs = [x.data_ptr() for x in (lse_nHL, dq_nHLD, dk_nGKD, dv_nGKD)]
-        call = _Call(n, H, G, L, K, D, int(causal), scale, *views, *outputs)
+        causal: bool,
+    ) -> None:
+        """Write the gradients of all pieces.
+
+        inputs: gradient, q, k, v, output, each (B, H or G, T, D) in bfloat16, and log-sum-exp
+        (B, H, T) in fp32; outputs: dq, dk, dv in the shapes of q, k, v, fp32 or bfloat16, any
+        strides but of D. pieces: row, first query, queries, first key, keys, in int64. What lies in
+        no piece is left as it is.
+        """
+        q_BHTD, k_BGSD = inputs[1:3]
+        kept = [*(_flat(x) for x in inputs[:5]), inputs[5].unsqueeze(-1), *outputs]
+        table = pieces_P5.contiguous()
+        call = _Call(
+            len(table),
+            q_BHTD.shape[1],
+            k_BGSD.shape[1],
+            q_BHTD.shape[-1],
+            int(causal),
+            scale,
+            table.data_ptr(),
+            *(_View(x.data_ptr(), *x.stride()[:3], int(x.element_size() == 4)) for x in kept),
+        )
         if function(ctypes.byref(call), torch.get_num_threads()):
             raise RuntimeError("torch has no block products for bfloat16 on this processor")
-        return dq_nHLD, dk_nGKD, dv_nGKD
 
     return backward if _right(backward) else None
+
+
+def equal_pieces(
+    grad_nHLD: Tensor,
+    q_nHLD: Tensor,
+    k_nGKD: Tensor,
+    v_nGKD: Tensor,
+    out_nHLD: Tensor,
+    lse_nHL: Tensor,
+    *,
+    scale: float,
+    causal: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `block_backward`, where `serves`; also with fewer heads of keys, whose gradients it sums.
+
+    The gradient of queries is in their dtype, those of keys and values are in fp32.
+    """
+    backward = compiled_backward()
+    assert backward is not None
+    dq = torch.empty(q_nHLD.shape, dtype=q_nHLD.dtype)
+    dk, dv = (torch.empty(x.shape, dtype=torch.float32) for x in (k_nGKD, v_nGKD))
+    table = whole_table(len(q_nHLD), queries=q_nHLD.shape[2], keys=k_nGKD.shape[2])
+    inputs = (grad_nHLD, q_nHLD, k_nGKD, v_nGKD, out_nHLD, lse_nHL)
+    backward(inputs, (dq, dk, dv), table, scale=scale, causal=causal)
+    return dq, dk, dv
+
+
+def whole_table(rows: int, *, queries: int, keys: int) -> Tensor:
+    """Pieces (P, 5) that are whole rows."""
+    table = torch.tensor([[0, 0, queries, 0, keys]]).repeat(rows, 1)
+    table[:, 0] = torch.arange(rows)
+    return table
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -102,8 +136,15 @@ def _right(backward: Backward) -> bool:
     ds = w * (g @ v.transpose(-1, -2) - (g * (w @ v)).sum(-1, keepdim=True))
     wanted = (ds @ k, ds.transpose(-1, -2) @ q, w.transpose(-1, -2) @ g)
     small = [x.bfloat16() for x in (g, q, k, v, w @ v)]
+    found = [torch.empty_like(x) for x in wanted]
     try:
-        found = backward(*small, scores.logsumexp(-1), scale=1.0)
+        backward(
+            [*small, scores.logsumexp(-1)],
+            found,
+            whole_table(1, queries=150, keys=150),
+            scale=1.0,
+            causal=True,
+        )
     except RuntimeError:
         return False
     pairs = zip(found, wanted, strict=True)

@@ -28,20 +28,28 @@ namespace {
 
 using bf16 = uint16_t;
 
-struct View {  // (piece, head, token, width), the width next to each other
-  const bf16* data;
-  int64_t piece, head, token;
-  const bf16* at(int64_t n, int64_t h) const { return data + n * piece + h * head; }
+struct View {  // (row, head, token, width), the width next to each other
+  void* data;
+  int64_t row, head, token;
+  int64_t wide;  // whether numbers are floats, in outputs
+
+  const bf16* at(int64_t r, int64_t h, int64_t t) const {
+    return static_cast<const bf16*>(data) + r * row + h * head + t * token;
+  }
+  const float* wide_at(int64_t r, int64_t h, int64_t t) const {
+    return static_cast<const float*>(data) + r * row + h * head + t * token;
+  }
+};
+
+struct Piece {  // queries and keys of one row that see each other
+  int64_t row, query, queries, key, keys;
 };
 
 struct Call {
-  int64_t pieces, heads, groups, queries, keys, width;
-  int64_t causal;
+  int64_t pieces, heads, groups, width, causal;
   float scale;
-  View grad, q, k, v, out;
-  const float* lse;
-  bf16* dq;
-  float *dk, *dv;
+  const Piece* table;
+  View grad, q, k, v, out, lse, dq, dk, dv;
 };
 
 constexpr int64_t LARGE = 128, SMALL = 64;
@@ -147,21 +155,34 @@ void pairs(const bf16* __restrict one, const bf16* __restrict two, int64_t colum
   for (int64_t c = 0; c < columns; c++) to[c] = uint32_t(one[c]) | uint32_t(two[c]) << 16;
 }
 
+// A row of numbers times `scale` into an output; `step` lies between the numbers.
+void store(const float* from, int64_t step, int64_t width, float scale, const View& to, int64_t row,
+           int64_t head, int64_t token) {
+  const int64_t at = row * to.row + head * to.head + token * to.token;
+  if (to.wide) {
+    float* out = static_cast<float*>(to.data) + at;
+    for (int64_t d = 0; d < width; d++) out[d] = scale * from[d * step];
+  } else {
+    bf16* out = static_cast<bf16*>(to.data) + at;
+    for (int64_t d = 0; d < width; d++) out[d] = narrow(scale * from[d * step]);
+  }
+}
+
 struct Room {
   std::vector<bf16> rows, q_width, q_rows, g_width, g_rows, k, v, k_turned, p, ds, ds_pairs;
   std::vector<float> lse, drop, scores, grads, dq, dk, dv;
 };
 
-void one_group(const Call& c, int64_t piece, int64_t group, Room& room) {
+void one_group(const Call& c, const Piece& piece, int64_t group, Room& room) {
   const int64_t D = c.width, share = c.heads / c.groups;
-  const auto q_blocks = blocks(c.queries), k_blocks = blocks(c.keys);
+  const auto q_blocks = blocks(piece.queries), k_blocks = blocks(piece.keys);
   const int64_t L = padded(q_blocks), K = padded(k_blocks);
   room.k.resize(K * D), room.v.resize(K * D), room.k_turned.resize(K * D);
   for (const auto& b : k_blocks) {
-    const int64_t rows = std::min(b.size, c.keys - b.start);
-    copy_rows(c.k.at(piece, group) + b.start * c.k.token, c.k.token, rows, b.size, D,
+    const int64_t rows = std::min(b.size, piece.keys - b.start);
+    copy_rows(c.k.at(piece.row, group, piece.key + b.start), c.k.token, rows, b.size, D,
               &room.k[b.start * D]);
-    copy_rows(c.v.at(piece, group) + b.start * c.v.token, c.v.token, rows, b.size, D,
+    copy_rows(c.v.at(piece.row, group, piece.key + b.start), c.v.token, rows, b.size, D,
               &room.v[b.start * D]);
     transpose(&room.k[b.start * D], b.size, D, &room.k_turned[b.start * D]);
   }
@@ -173,9 +194,12 @@ void one_group(const Call& c, int64_t piece, int64_t group, Room& room) {
   for (auto* part : {&room.p, &room.ds, &room.ds_pairs}) part->resize(LARGE * LARGE);
   for (int64_t member = 0; member < share; member++) {
     const int64_t head = group * share + member;
-    const bf16 *q = c.q.at(piece, head), *g = c.grad.at(piece, head), *o = c.out.at(piece, head);
+    const bf16* q = c.q.at(piece.row, head, piece.query);
+    const bf16* g = c.grad.at(piece.row, head, piece.query);
+    const bf16* o = c.out.at(piece.row, head, piece.query);
+    const float* lse = c.lse.wide_at(piece.row, head, piece.query);
     for (const auto& b : q_blocks) {
-      const int64_t rows = std::min(b.size, c.queries - b.start);
+      const int64_t rows = std::min(b.size, piece.queries - b.start);
       copy_rows(q + b.start * c.q.token, c.q.token, rows, b.size, D, room.rows.data());
       over_width(room.rows.data(), b.size, D, &room.q_width[b.start * D]);
       over_rows(room.rows.data(), b.size, D, &room.q_rows[b.start * D]);
@@ -183,12 +207,11 @@ void one_group(const Call& c, int64_t piece, int64_t group, Room& room) {
       over_width(room.rows.data(), b.size, D, &room.g_width[b.start * D]);
       over_rows(room.rows.data(), b.size, D, &room.g_rows[b.start * D]);
     }
-    const float* lse = c.lse + (piece * c.heads + head) * c.queries;
-    for (int64_t i = 0; i < c.queries; i++) {
+    for (int64_t i = 0; i < piece.queries; i++) {
       float sum = 0.f;
       const bf16 *gi = g + i * c.grad.token, *oi = o + i * c.out.token;
       for (int64_t d = 0; d < D; d++) sum += widen(gi[d]) * widen(oi[d]);
-      room.drop[i] = sum, room.lse[i] = lse[i];
+      room.drop[i] = sum, room.lse[i] = lse[i * c.lse.token];
     }
     room.dq.assign(L * D, 0.f);
     for (const auto& kb : k_blocks) {
@@ -219,15 +242,15 @@ void one_group(const Call& c, int64_t piece, int64_t group, Room& room) {
                 &room.dq[at], true);
       }
     }
-    bf16* dq = c.dq + (piece * c.heads + head) * c.queries * D;
     for (const auto& b : q_blocks)
-      for (int64_t r = 0; r < std::min(b.size, c.queries - b.start); r++)
-        for (int64_t d = 0; d < D; d++)
-          dq[(b.start + r) * D + d] = narrow(c.scale * room.dq[b.start * D + d * b.size + r]);
+      for (int64_t r = 0; r < std::min(b.size, piece.queries - b.start); r++)
+        store(&room.dq[b.start * D + r], b.size, D, c.scale, c.dq, piece.row, head,
+              piece.query + b.start + r);
   }
-  float* dk = c.dk + (piece * c.groups + group) * c.keys * D;
-  for (int64_t i = 0; i < c.keys * D; i++) dk[i] = c.scale * room.dk[i];
-  std::memcpy(c.dv + (piece * c.groups + group) * c.keys * D, room.dv.data(), c.keys * D * 4);
+  for (int64_t i = 0; i < piece.keys; i++) {
+    store(&room.dk[i * D], 1, D, c.scale, c.dk, piece.row, group, piece.key + i);
+    store(&room.dv[i * D], 1, D, 1.f, c.dv, piece.row, group, piece.key + i);
+  }
 }
 
 }  // namespace
@@ -241,7 +264,7 @@ extern "C" int attention_backward(const Call* call, int64_t threads) {
     static thread_local Room room;
     try {
       for (int64_t item; (item = next++) < total && !failed;)
-        one_group(*call, item / call->groups, item % call->groups, room);
+        one_group(*call, call->table[item / call->groups], item % call->groups, room);
       at::native::cpublas::brgemm_release(true);
     } catch (...) {
       failed = 1;
