@@ -154,3 +154,25 @@ def test_prompts_of_the_web_demo(case):
         prompt, images = demo_prompt(told["history"], **told["kwargs"])
         assert (prompt, images) == (told["prompt"], told["images"])
     compared(case)
+
+
+@pytest.mark.parametrize(("case", "name", "facts"), CALLS, ids=ids_of(CALLS))
+def test_rows_with_different_numbers_of_pictures(case, name, facts):
+    """Two, none and one, which the original cannot stack: each answers as by itself."""
+    inferencer = Inferencer(**arguments(case, facts["constructor"]), dtype=torch.float32)
+    files = [str(path) for path in sorted((case / "images").glob("*.png"))[:2]]
+    rows = [files, [], files[1:]]
+    prompts = [
+        "### Human: <image>Compare <image>\n### Assistant: ",
+        "### Human: Say hello.\n### Assistant: ",
+        "### Human: What is this?<image>\n### Assistant: ",
+    ]
+    for args in ({"do_sample": False, "num_beams": 1}, {"do_sample": False, "num_beams": 2}):
+        together, texts = inferencer(prompts, rows, max_new_token=5, **args)
+        alone = [
+            inferencer(p, own, max_new_token=5, **args)
+            for p, own in zip(prompts, rows, strict=True)
+        ]
+        assert together == [results[0] for results, _ in alone]
+        assert texts == [whole[0] for _, whole in alone]
+        assert len(set(together)) > 1
