@@ -11,7 +11,7 @@ from test_if_models import FORWARD
 
 import retinue
 from retinue.cli.main import run
-from retinue.convert.flamingo import CHILD, LAYERS, flamingo_keys, state_of
+from retinue.convert.flamingo import CHILD, LAYERS, flamingo_keys, read_flamingo, state_of
 from retinue.core.errors import CheckpointError
 
 LINEAR = {"llama": "self_attn.q_proj", "mpt": "attn.Wqkv", "gpt_neox": "attention.dense"}
@@ -137,8 +137,11 @@ def test_several_paths_of_one_tensor(case, name, facts, tmp_path):
         f"module.lang_encoder._checkpoint_wrapped_module.{layers}.{number}.{rest}",
     ):
         torch.save({spelling: value}, tmp_path / "more.pt")
-        model, processor = load(case, tmp_path / "more.pt")
-        assert torch.equal(model.get_parameter(ours), value), spelling
+        found = read_flamingo([case / "flamingo.pt", tmp_path / "more.pt"], model_type=kind)
+        assert torch.equal(found.tensors[block][1], value), spelling
+        assert not [name for name in found.tensors if "wrapped" in name or "module." in name]
+    model, processor = load(case, tmp_path / "more.pt")
+    assert torch.equal(model.get_parameter(ours), value)
     retinue.save(model, processor, tmp_path / "saved")
     assert run(["convert", str(tmp_path / "saved"), str(tmp_path / "out"), "--to", "flamingo"]) == 0
     back = state_of(tmp_path / "out" / "checkpoint.pt")
