@@ -1,14 +1,19 @@
 """Preparing HDF5: several processes, stopped runs, broken records, settings that are refused."""
 
 import gzip
+import hashlib
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
+import zstandard
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from retinue.core.errors import ConfigError
+from retinue.core.errors import ConfigError, DataError
 from retinue.data.prepare import lane
+from retinue.data.prepare.hooks import find_hook
 from retinue.data.prepare.inputs import chunks, find_files, records
 from retinue.data.prepare.run import prepare
 from retinue.data.prepare.spec import parse_spec
@@ -148,7 +153,20 @@ def test_wrong_keys_are_named(section, key, says):
         parse_spec(data, where=str(Path("x.yaml")))
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".jsonl.gz", ".jsonl.zst", ".parquet"])
+def archived(path, data):
+    """An archive with the compressed records, and a member that is none."""
+    with tarfile.open(path, "w") as archive:
+        for name, held in (("a.jsonl.zst", data), ("README.md", b"none")):
+            member = tarfile.TarInfo(name)
+            member.size = len(held)
+            archive.addfile(member, io.BytesIO(held))
+    return path
+
+
+KINDS = [".jsonl", ".json", ".jsonl.gz", ".jsonl.zst", ".jsonl.zst.tar", ".parquet"]
+
+
+@pytest.mark.parametrize("suffix", KINDS)
 def test_every_kind_of_file_gives_the_same_records(tmp_path, suffix):
     rows = [{"a": i, "b": "x" * i} for i in range(5)]
     lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
@@ -161,10 +179,30 @@ def test_every_kind_of_file_gives_the_same_records(tmp_path, suffix):
         parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     elif suffix == ".jsonl.gz":
         path.write_bytes(gzip.compress(lines))
-    elif suffix == ".jsonl.zst":
-        path.write_bytes(pytest.importorskip("zstandard").ZstdCompressor().compress(lines))
+    elif suffix.startswith(".jsonl.zst"):
+        pressed = zstandard.ZstdCompressor().compress(lines)
+        path.write_bytes(pressed)
+        if suffix.endswith(".tar"):
+            path = archived(path, pressed)
     else:
         path.write_bytes(lines)
     assert find_files(tmp_path) == [path]
     assert [record.load() for record in records(path)] == rows
     assert [len(held) for _, _, held in chunks([path], size=1)] == [1] * 5
+
+
+def test_web_documents_keep_their_order():
+    """Parallel lists; addresses are found under the name that they were saved as."""
+    hook = find_hook("obelics_hook", file=None)
+    names = {"image_key": "images", "caption_key": "texts"}
+    record = {
+        "images": [None, "https://example.org/a/cat.jpg?x=1", None, "local/b.png"],
+        "texts": ["A cat:", None, "and", None],
+    }
+    (document,) = hook(record, **names)
+    saved = hashlib.sha256(b"cat.jpg?x=1").hexdigest()[:10] + ".png"
+    assert document == {
+        "content": [{"text": "A cat:"}, {"image": saved}, {"text": "and"}, {"image": "local/b.png"}]
+    }
+    with pytest.raises(DataError, match="4 pictures beside 3 texts"):
+        hook({**record, "texts": ["a", None, "b"]}, **names)

@@ -6,6 +6,7 @@ A turn is {"type": role, "content": [{"text": ...} or {"image": path}], and list
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -159,6 +160,36 @@ def interleaved_hook(example: Mapping[str, Any], **kwargs: Any) -> list[Turn]:
     return found
 
 
+def obelics_hook(example: Mapping[str, Any], **kwargs: Any) -> list[Turn]:
+    """A web document: lists of pictures and texts of one length, one of both null at each place.
+
+    A picture that is an address stands in image_dir under the name that the original's example
+    saves it as, the start of its file name's SHA-256; nothing is fetched here.
+    """
+    pictures = example.get(kwargs["image_key"]) or []
+    texts = example.get(kwargs["caption_key"]) or []
+    if len(pictures) != len(texts):
+        raise DataError(
+            f"{len(pictures)} pictures beside {len(texts)} texts",
+            rule="each place of a document is a picture or a text, and null in the other list",
+        )
+    content: list[dict[str, Any]] = []
+    for picture, text in zip(map(_path_of, pictures), texts, strict=True):
+        if picture:
+            content.append({"image": saved_as(str(picture))})
+        if text:
+            content.append({"text": text})
+    return [{"content": content}]
+
+
+def saved_as(place: str) -> str:
+    """The file that an address was saved as; a path is itself."""
+    if "://" not in place:
+        return place
+    name = place.rpartition("/")[2]
+    return hashlib.sha256(name.encode()).hexdigest()[:10] + ".png"
+
+
 HOOKS: dict[str, Hook] = {
     hook.__name__: hook
     for hook in (
@@ -170,6 +201,7 @@ HOOKS: dict[str, Hook] = {
         chat_read_hook,
         prompt_completion_text_read_hook,
         interleaved_hook,
+        obelics_hook,
     )
 }
 

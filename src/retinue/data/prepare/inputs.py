@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import tarfile
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -15,7 +16,10 @@ from retinue.core.errors import DataError
 from retinue.core.lazy import need
 from retinue.data.formats.records import Records
 
-SUFFIXES = (".jsonl", ".json", ".json.gz", ".jsonl.gz", ".jsonl.zst", ".txt", ".parquet")
+SUFFIXES = (
+    *(".jsonl", ".json", ".json.gz", ".jsonl.gz", ".jsonl.zst", ".jsonl.zst.tar", ".txt"),
+    ".parquet",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +65,8 @@ def records(path: Path) -> Iterator[Record]:
     name = path.name
     if name.endswith(".parquet"):
         yield from _parquet(path)
+    elif name.endswith(".tar"):
+        yield from _archive(path)
     elif name.endswith(".txt"):
         text = path.read_text("utf-8")
         yield Record(place=str(path), size=len(text.encode()), value={"text": text})
@@ -96,6 +102,17 @@ def _unpacked(path: Path) -> IO[bytes]:
         return gzip.open(path)  # type: ignore[return-value]
     module = need("zstandard", extra="hdf5", purpose="reading .zst files")
     return io.BufferedReader(module.ZstdDecompressor().stream_reader(path.open("rb")))
+
+
+def _archive(path: Path) -> Iterator[Record]:
+    """The .jsonl.zst members of an archive, one after the other."""
+    module = need("zstandard", extra="hdf5", purpose="reading .zst files")
+    with tarfile.open(path) as archive:
+        for member in archive:
+            held = archive.extractfile(member) if member.name.endswith(".jsonl.zst") else None
+            if held is not None:
+                stream = io.BufferedReader(module.ZstdDecompressor().stream_reader(held))
+                yield from _lines(stream, path / member.name)
 
 
 def _parquet(path: Path) -> Iterator[Record]:
