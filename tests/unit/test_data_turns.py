@@ -130,3 +130,47 @@ def test_blind_keeps_the_words_alone(tmp_path):
     assert not sample.media
     said = [part.text for message in sample.messages for part in message.parts]
     assert said == ["what colour?", "red\nor blue", "and which of  and this?", "the first"]
+
+
+def test_lengths_of_conversations(tmp_path):
+    """Exact where packs depend on them, else estimated from the records' own lengths."""
+    from fake_processor import FakeProcessor
+    from retinue.data.dataset import open_dataset
+    from retinue.data.spec import DataSpec
+
+    class Counting(FakeProcessor):
+        calls = 0
+
+        def length(self, sample):
+            type(self).calls += len(sample.messages)
+            return super().length(sample)
+
+    rows = [{"input": "one two", "output": "three"}, {"input": "one", "output": "2 3 4 5"}] * 4
+    (tmp_path / "x.json").write_text(json.dumps(rows), "utf-8")
+    source = {"path": "x.json", "turns": {"add": 5}}
+
+    def opened(**changes):
+        Counting.calls = 0
+        spec = DataSpec.parse({"sources": [source], "max_tokens": 40, **changes})
+        return open_dataset(spec, Counting(), root=tmp_path), Counting.calls
+
+    exact, calls = opened(packing="window")
+    assert calls == len(rows) * 2 * 6
+    for index, tokens in enumerate(exact.train.sizes.tokens):
+        assert FakeProcessor().length(exact.train[index])[0] == tokens
+    data, calls = opened()
+    assert calls == len(rows) * 2
+    assert set(data.train.sizes.tokens) == {23, 25}
+    assert len(data.train[0].messages) == 12
+    assert set(opened(max_tokens=24)[0].train.sizes.tokens) == {23, 24}
+
+
+def test_a_follower_that_cannot_be_read_is_passed_over(tmp_path):
+    rows = [{"input": "a", "output": "b"}, {"input": "a", "output": ""}]
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(rows), "utf-8")
+    turns = Turns(open_format(path), TurnsSpec(add=20))
+    assert {message.text for message in turns[0].messages} == {"a", "b"}
+    assert len(turns[0].messages) < 42
+    with pytest.raises(DataError, match="empty"):
+        turns[1]

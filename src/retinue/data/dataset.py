@@ -175,13 +175,18 @@ def open_source(
     if source.blind:
         file = cast(Format, Blind(file))
         about += "/blind"
+    turns = None
+    measured = file
     if source.turns is not None:
         weighed = shares if spec.epoch is not None else ()
         turns = Turns(file, source.turns, shares=weighed)
+        if spec.packing != "none" or spec.overlong != "truncate" or spec.max_views:
+            measured = cast(Format, turns)
+            about += f"/{source.turns.model_dump_json()}/{[share.ratio for share in weighed]}"
         file = cast(Format, turns)  # read like one, never opened by name
-        about += f"/{source.turns.model_dump_json()}/{[share.ratio for share in weighed]}"
+    # where no length decides anything, records are measured and conversations estimated
     index = cached_index(
-        file,
+        measured,
         processor,
         path=path,
         cache=cache,
@@ -191,6 +196,8 @@ def open_source(
         progress=progress,
         on_error=spec.on_error,
     )
+    if turns is not None and measured is not file:
+        index = turns.estimated(index, max_tokens=spec.max_tokens)
     broken = {one.index for one in index.skipped}
     return Source(
         name=source.path,
