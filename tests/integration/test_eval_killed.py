@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 
 import pytest
 
@@ -52,7 +53,7 @@ def test_killed_three_times_at_random_moments(tmp_path):
     assert whole.wait(200) == 0
     total, rng, kills = rows_in(straight.parent), random.Random(os.getpid()), 0
     bounds = [0, total // 3, 2 * total // 3, total]
-    for low, high in zip(bounds, bounds[1:], strict=False):
+    for low, high in pairwise(bounds):
         child, wanted = start(broken), rng.randint(low + 1, high - 1)
         end = time.monotonic() + 120
         try:

@@ -184,6 +184,22 @@ def test_misspelt_task_reader_and_field(tmp_path):
         questions_of("pope", load_task(tasks()["pope"]), tmp_path / "pope")
 
 
+def test_missing_files_are_told_with_their_place(tmp_path, capsys):
+    said = tmp_path / "said.json"
+    said.write_text('{"1": "a"}', "utf-8")
+    command = ["eval", "--predictions", str(said), "gqa", "--tasks-root", str(tmp_path)]
+    command += ["--json", str(tmp_path / "r.json")]
+    assert run(command) == 3
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"{tmp_path / 'gqa'}: the files of 'gqa' are not there" in line
+    assert "testdev_balanced_questions.json" in line
+    assert "https://cs.stanford.edu" in line
+    (tmp_path / "gqa").mkdir()
+    assert run(command) == 3
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"{tmp_path / 'gqa' / 'testdev_balanced_questions.json'}: a file of the bench" in line
+
+
 def test_saved_answers_of_several_kinds(tmp_path):
     path = tmp_path / "p.jsonl"
     path.write_text(

@@ -112,7 +112,7 @@ def jobs(
     tasks: Sequence[str], *, root: Path, folders: Sequence[Path], limit: int | None, out: Path
 ) -> list[Job]:
     """What the names stand for. One task's result is `out`; several get files beside it."""
-    from retinue.core.errors import ConfigError
+    from retinue.core.errors import ConfigError, DataError
     from retinue.eval.questions import check_references
     from retinue.eval.task import find, load_task, questions_of
 
@@ -123,7 +123,20 @@ def jobs(
             raise ConfigError(f"two tasks are called {name!r}", where=given, fix="rename one file")
         task = load_task(path)
         folder = task.place(root, name)
-        questions = questions_of(name, task, folder, limit=limit)
+        try:
+            questions = questions_of(name, task, folder, limit=limit)
+        except DataError as error:
+            own = task.folder or name
+            if folder != root:
+                raise
+            raise DataError(
+                f"the files of {name!r} are not there",
+                where=str(root / own),
+                rule=f"nor in {root} itself; the first one wanted is {error.where}: {error.what}"
+                + (f", {error.rule}" if error.rule else ""),
+                fix=f"put them into {root / own} as they are published ({task.source}), or name "
+                f"the folder above {own}/ with --tasks-root",
+            ) from None
         check_references(questions)
         target = out if len(tasks) == 1 else out.with_name(f"{out.stem}.{name}.json")
         made.append(Job(name=name, task=task, folder=folder, questions=questions, target=target))

@@ -103,10 +103,11 @@ def _open_file(path: Path, *, name: str, limits: Limits) -> BinaryIO:
             raise MediaError("not a regular file", where=name, fix="name an image file")
         file = path.open("rb")
     except FileNotFoundError:
+        alone = name == str(path)  # somebody named it by hand
         raise MediaError(
             "no such file" if name.endswith(str(path)) else f"no such file: {path}",
             where=name,
-            fix="check the path and the image root of the data set",
+            fix="check the path" + ("" if alone else " and the image root of the data set"),
         ) from None
     except (OSError, ValueError) as error:
         raise MediaError("cannot be opened", where=name, rule=str(error)) from error
