@@ -94,7 +94,7 @@ class Weights:
         else:
             tensor = self.read(name)
             parts = [tensor.narrow(dim, start, stop - start) for start, stop in ranges]
-        return torch.cat(parts, dim) if len(parts) > 1 else parts[0].clone()
+        return torch.cat(parts, dim) if len(parts) > 1 else parts[0]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one tensor without reading it."""

@@ -203,7 +203,8 @@ def fill(
     quantized = quantizer.targets(model) if quantizer else set()
     common = dtype or language_dtype(sources)
     mark = Fingerprint()
-    made = quantizer is not None or any(source.weights.made for source in sources)
+    made = quantizer is not None or divider is not None
+    made = made or any(source.weights.made for source in sources)
     with returning_memory() if made else nullcontext():
         for name, tensor in stream(sources, wanted, tied, cover, divider):
             tensor = cast(name, tensor, asked=dtype, common=common)
