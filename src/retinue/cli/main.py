@@ -32,6 +32,7 @@ VERBS = {
     "generate": "retinue.cli.generate",
     "eval": "retinue.cli.eval",
     "serve": "retinue.cli.serve",
+    "ui": "retinue.cli.ui",
     "compare": "retinue.cli.compare",
     "data": "retinue.cli.data",
     "convert": "retinue.cli.convert",
