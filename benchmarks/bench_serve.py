@@ -189,8 +189,13 @@ def through_http(dims: peer.Dims, theirs: Any, *, quick: bool) -> dict[str, Any]
         folder = Path(place)
         serve_http.write_folder(folder, theirs, dims)
         asker = serve_http.Asker(folder, dims, text=TEXT, answer=new)
-        serve_http.check_texts(folder, asker, count=1 if quick else 3, new=6 if quick else 16)
-        with serve_http.servers(folder, dtype="bfloat16") as (ours, other):
+        if not quick:
+            with serve_http.servers(folder, dtype="float32") as both:
+                serve_http.check_texts(both, asker, count=3, new=16)
+        dtype = "float32" if quick else "bfloat16"  # --quick starts one pair of servers
+        with serve_http.servers(folder, dtype=dtype) as (ours, other):
+            if quick:
+                serve_http.check_texts([ours, other], asker, count=1, new=6)
             timings = common.alternate(
                 {
                     SERVER: serve_http.burst(other, asker, count),

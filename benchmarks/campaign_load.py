@@ -29,6 +29,8 @@ CLIENTS, REQUESTS = 40, 24
 """Clients, each with one call at a time, and what the server takes."""
 GROWTH_MB = 24.0
 """Resident memory that may be gained between the first and the last fifth of the time."""
+# a connection each: one that is kept may be closed by the server just when it is used again
+LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=0)
 SCHEMA = {
     "type": "object",
     "properties": {"n": {"type": "integer", "maximum": 9, "minimum": 0}},
@@ -112,7 +114,7 @@ def whole(text: str, *, streamed: bool) -> bool:
 async def watch(served: Served, until: float, rows: list[dict[str, float]]) -> None:
     """Memory and the engine's figures every few seconds."""
     start = time.monotonic()
-    async with httpx.AsyncClient(base_url=served.address, timeout=60) as http:
+    async with httpx.AsyncClient(base_url=served.address, timeout=60, limits=LIMITS) as http:
         while time.monotonic() < until:
             figures = metrics((await http.get("/metrics")).text)
             figures |= {"s": round(time.monotonic() - start, 1), "mb": round(served.memory, 1)}
@@ -136,9 +138,7 @@ async def campaign(served: Served, seconds: float) -> dict[str, Any]:
     outcomes: Counter[str] = Counter()
     wrong: list[str] = []
     rows: list[dict[str, float]] = []
-    # a connection each: one that is kept may be closed by the server just when it is used again
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-    async with httpx.AsyncClient(base_url=served.address, timeout=120, limits=limits) as http:
+    async with httpx.AsyncClient(base_url=served.address, timeout=120, limits=LIMITS) as http:
         clients = [client(http, n, until, outcomes, wrong) for n in range(CLIENTS)]
         await asyncio.gather(*clients, watch(served, until, rows))
     end = time.monotonic() + 30

@@ -250,16 +250,15 @@ def burst(server: Server, asker: Asker, count: int) -> Callable[[], list[Any]]:
     return run
 
 
-def check_texts(folder: Path, asker: Asker, *, count: int, new: int) -> None:
+def check_texts(both: Sequence[Server], asker: Asker, *, count: int, new: int) -> None:
     """fp32: both servers say the same, to the same number of prompt tokens."""
-    with servers(folder, dtype="float32") as (ours, theirs):
-        for _ in range(count):
-            messages = asker.opening()
-            mine, other = (s.ask(asker.body(s, messages, answer=new)) for s in (ours, theirs))
-            counts = [reply["usage"]["prompt_tokens"] for reply in (mine, other)]
-            common.require(counts[0] == counts[1], f"prompt tokens through HTTP: {counts}")
-            texts = [reply["choices"][0]["message"]["content"] for reply in (mine, other)]
-            common.require(texts[0].strip() == texts[1].strip(), f"fp32 texts: {texts}")
+    for _ in range(count):
+        messages = asker.opening()
+        mine, other = (s.ask(asker.body(s, messages, answer=new)) for s in both)
+        counts = [reply["usage"]["prompt_tokens"] for reply in (mine, other)]
+        common.require(counts[0] == counts[1], f"prompt tokens through HTTP: {counts}")
+        texts = [reply["choices"][0]["message"]["content"] for reply in (mine, other)]
+        common.require(texts[0].strip() == texts[1].strip(), f"fp32 texts: {texts}")
     print(f"fp32 through HTTP: {count} answers are equal, of prompts of {counts[0]} tokens")
 
 
