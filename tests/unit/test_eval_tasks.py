@@ -444,7 +444,9 @@ def test_a_benchmark_at_several_numbers_of_visual_tokens(tmp_path, capsys):
     assert document["benchmark"]["name"] == "gqa"
     assert document["benchmark"]["score"] == points[-1]["score"]
     assert "oracle" in capsys.readouterr().out
-    assert out.with_suffix(".html").exists()
+    page = out.with_suffix(".html").read_text("utf-8")
+    assert "<polyline" in page
+    assert ">oracle</text>" in page
     assert run([*command, "4"]) == 0
     assert json.loads(out.read_text("utf-8"))["settings"]["visual_tokens"] == 4
     miniature("vizwiz", tmp_path)

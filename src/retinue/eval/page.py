@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 
 from retinue.core.errors import MediaError
 from retinue.eval.benchmark import in_unit, reference_table
+from retinue.eval.page_curve import curve
 from retinue.eval.questions import Question
 from retinue.media.image import load_image
 from retinue.types import Media
@@ -29,12 +30,15 @@ td:first-child,th:first-child{text-align:left}
 td.t,th.t{text-align:left}
 pre{background:#f6f6f6;padding:1em;overflow:auto;white-space:pre-wrap}
 .big{font-size:2.4em;font-weight:600;margin:.2em 0}
-.answer{display:flex;gap:1em;margin:1em 0;padding-left:.8em;align-items:flex-start;
+.list{display:grid;grid-template-columns:repeat(auto-fill,minmax(25em,1fr));gap:1em}
+.answer{display:flex;gap:1em;min-width:0;padding-left:.8em;align-items:flex-start;
 border-left:4px solid #d55e00}
 .answer.ok{border-color:#009e73}.answer.part{border-color:#e69f00}
-.answer img{max-width:14em;border:1px solid #ddd}
+.answer>div{min-width:0;overflow-wrap:anywhere}
+.answer img{max-width:11em;border:1px solid #ddd}
 .q{font-weight:600;white-space:pre-wrap;margin:.2em 0}.r{color:#666;margin:.2em 0}
 .bar{display:inline-block;height:.8em;background:#0072b2;vertical-align:baseline}
+.bar.own{background:#d55e00}tr.own td{font-weight:600}
 .track{display:inline-block;width:12em;background:#eee;text-align:left}
 @media (prefers-color-scheme:dark){body{background:#181818;color:#ddd}pre{background:#222}
 td,th{border-color:#444}.track{background:#333}.r{color:#aaa}}
@@ -54,6 +58,7 @@ def render_page(
     parts = [
         f"<h1>{escape(own['name'])}</h1><p>{escape(own['about'])}</p>",
         headline(own, document["counts"]),
+        curve(document["comparison"]) if "comparison" in document else "",
         *(bars(name, groups) for name, groups in own["groups"].items()),
     ]
     lists = (
@@ -65,7 +70,8 @@ def render_page(
         if some:
             said = f", {most} shown" if len(some) > most else ""
             parts.append(f"<h2>{title} ({len(some)}{said})</h2>")
-            parts += [answer(row, asked.get(row["id"])) for row in some[:most]]
+            listed = "".join(answer(row, asked.get(row["id"])) for row in some[:most])
+            parts.append(f'<div class="list">{listed}</div>')
     parts += [published(document), figures(own["metrics"]), f"<h2>Pinned</h2>{pinned(own)}"]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -91,12 +97,27 @@ def headline(own: Mapping[str, Any], counts: Mapping[str, Any]) -> str:
 
 
 def published(document: Mapping[str, Any]) -> str:
-    """Published figures beside this one."""
+    """Published figures and this one as bars, highest first."""
     header, lines = reference_table([document])
     if not lines:
         return ""
-    own = [line[1:] for line in lines]
-    return f"<h2>Published figures</h2>{table(header[1:], own, text=(0, 3))}"
+    own = document["benchmark"]
+    rows = [(float(line[2]), line[1], line[3], line[4]) for line in lines]
+    if own["score"] is not None:
+        rows.append((own["score"] * own["unit"], "this result", "", ""))
+    top = max(max(score for score, *_ in rows), own["unit"] if own["unit"] == 100 else 0.0, 1e-9)
+    body = ""
+    for score, model, gap, source in sorted(rows, key=lambda row: -row[0]):
+        mine = " own" if model == "this result" else ""
+        bar = f"<span class='bar{mine}' style='width:{12 * max(score, 0) / top:.2f}em'></span>"
+        body += (
+            f"<tr class='{mine.strip()}'><td>{escape(model)}</td><td>{score:.1f}</td>"
+            f"<td class='t'><span class='track'>{bar}</span></td><td>{escape(gap)}</td>"
+            f"<td class='t'>{escape(source)}</td></tr>"
+        )
+    names = (header[1], "score", "", header[3], header[4])
+    head = "".join(f"<th{' class=t' if n == 4 else ''}>{name}</th>" for n, name in enumerate(names))
+    return f"<h2>Published figures</h2><table><tr>{head}</tr>{body}</table>"
 
 
 def bars(name: str, groups: Mapping[str, Mapping[str, float]]) -> str:
@@ -139,10 +160,17 @@ def table(header: Sequence[str], lines: Sequence[Sequence[Any]], *, text: Any = 
 def answer(row: Mapping[str, Any], question: Question | None) -> str:
     """One question with its pictures, the answer, what was expected, and the score."""
     kind = "" if not row["score"] else " ok" if row["score"] >= 1 else " part"
-    shown = "".join(thumbnail(one) for one in question.sample.media) if question else ""
+    last = question.sample.messages[-1].media if question else []  # not those of examples
+    shown = "".join(thumbnail(one) for one in last)
     wanted = " | ".join(dict.fromkeys(row["references"]))
     expected = f'<p class="r">expected: {escape(wanted)}</p>' if wanted else ""
     score = "" if row["score"] is None else f", {row['score']:.2f}"
+    ranked = ", ".join(
+        f"{name} {value:.2f}" for name, value in [*row.get("ranking", {}).items()][:3]
+    )
+    expected += f'<p class="r">likeliest: {escape(ranked)}</p>' if ranked else ""
+    if row.get("review"):
+        expected += f"<details><summary>the judge</summary>{escape(row['review'])}</details>"
     return (
         f'<div class="answer{kind}">{shown}<div><p class="q">{escape(row["question"])}</p>'
         f"<p>{escape(row['text']) or '<i>nothing</i>'}</p>{expected}"

@@ -22,7 +22,8 @@ def oks(prediction: str, references: Sequence[str]) -> dict[str, float]:
     """Object keypoint similarity: mean over joints of exp(-d^2 / (2 s^2 (2 sigma)^2)).
 
     As in COCO's keypoint task (https://cocodataset.org), with s^2 = 0.53 x the area of the
-    reference joints' box. A joint that the answer leaves out counts 0. `oks50`: whether the mean reaches 0.5.
+    reference joints' box. A joint that the answer leaves out counts 0. `oks50`: whether the mean
+    reaches 0.5.
     """
     found = boxes.parse_pose(prediction)
 
