@@ -97,7 +97,11 @@ def read_encoder(name: str, part: EncoderPart, parts: Parts, *, where: str) -> N
         parts.configs[name] = {"model_type": MODEL_TYPES.get(part.kind), **(part.config or {})}
         parts.specs[name] = {"kind": part.kind, **part.fields}
         return
-    tower = open_tower(resolve(part.source), source=part.source)
+    folder = resolve(part.source)
+    found = detect(folder) if (folder / "config.json").is_file() else None
+    if found is not None and found.format == "retinue":
+        return own_encoder(name, part, found, parts)
+    tower = open_tower(folder, source=part.source)
     if part.kind not in (None, tower.kind):
         raise ConfigError(
             f"{part.source} is a {tower.kind}, the recipe says {part.kind}", where=where
@@ -107,6 +111,38 @@ def read_encoder(name: str, part: EncoderPart, parts: Parts, *, where: str) -> N
     parts.origin[f"encoders.{name}"] = part.source
     keys = tower_keys(name)
     parts.sources.append(Source(weights=tower.weights, keys=keys, label=part.source))
+
+
+def own_encoder(name: str, part: EncoderPart, found: Found, parts: Parts) -> None:
+    """The encoder of that name of a model of ours, as it was trained.
+
+    Raises CheckpointError where it has none, ConfigError where it is of another kind.
+    """
+    assert part.source is not None
+    configs, specs = found.config["encoders"], found.config["spec"]["encoders"]
+    if name not in configs:
+        raise CheckpointError(
+            f"has no encoder {name!r}",
+            where=part.source,
+            rule=f"its encoders: {', '.join(configs) or 'none'}",
+            fix="give the recipe's encoder the same name",
+        )
+    if part.kind not in (None, specs[name]["kind"]):
+        raise ConfigError(
+            f"{part.source} has a {specs[name]['kind']}, the recipe says {part.kind}",
+            where=f"encoders.{name}",
+        )
+    parts.configs[name], parts.specs[name] = dict(configs[name]), {**specs[name], **part.fields}
+    parts.origin[f"encoders.{name}"] = part.source
+    start = f"encoders.{name}."
+    parts.sources.append(
+        Source(
+            weights=found.weights,
+            keys=OWN_KEYS,
+            label=part.source,
+            keep=lambda key: key.startswith(start),
+        )
+    )
 
 
 def tokenizer_of(section: ModelSection, parts: Parts, *, where: str) -> Tokenizer:

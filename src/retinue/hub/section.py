@@ -48,7 +48,10 @@ class LMPart(Part):
 
 
 class EncoderPart(Part):
-    """An encoder: `kind`, where it comes from, and the fields of its kind's spec."""
+    """An encoder: `kind`, where it comes from, and the fields of its kind's spec.
+
+    The folder may be a whole model of ours, whose encoder of the same name is taken.
+    """
 
     model_config = {**Part.model_config, "extra": "allow"}
 
