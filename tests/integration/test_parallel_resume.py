@@ -94,13 +94,13 @@ def test_files_do_not_say_how_many_processes_wrote_them(killed: Path, alone_: Pa
 
 
 def test_layouts_follow_each_other(root: Path, alone_: Path, tmp_path: Path) -> None:
-    """1 -> 2 -> 4 (a grid of 2 x 2) -> 1."""
+    """1 -> 2 -> 4 (a grid of 2 x 2, over the end of the first stage) -> 1."""
     folder = tmp_path / "run"
-    (code,) = together(1, work, root, folder, 2, {"shard": "none"})
+    (code,) = together(1, work, root, folder, 1, {"shard": "none"})
     assert code == -signal.SIGKILL
     for count, until, parallel in (
-        (2, 4, {"shard": "keep"}),
-        (4, 6, {"shard": "reshard", "data": 2, "tensor": 2}),
+        (2, 2, {"shard": "keep"}),
+        (4, 5, {"shard": "reshard", "data": 2, "tensor": 2}),
     ):
         first, *others = together(count, work, root, folder, until, parallel)
         assert first == -signal.SIGKILL
