@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from safetensors.torch import save_file
 from torch import nn
 
+from retinue.convert.weights import Weights
 from retinue.core.errors import ConfigError
 from retinue.hub.stream import skeleton
 from retinue.model.adapters import LoraTarget, add_lora
@@ -98,3 +101,18 @@ def test_cuts_join_to_the_whole(blocks: tuple[int, ...], ranks: int) -> None:
     assert torch.equal(split.to_plain(ranked, of=ranks), whole)
     first = split.ranges(0, of=ranks)
     assert [stop - start for start, stop in first] == [block // ranks for block in blocks]
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_a_part_of_a_tensor_is_read_as_it_would_be_cut(suffix: str, tmp_path: Path) -> None:
+    whole = torch.arange(96.0).view(6, 16)
+    file = tmp_path / f"model{suffix}"
+    if suffix == ".bin":
+        torch.save({"a": whole}, file)
+    else:
+        save_file({"a": whole}, file)
+    weights = Weights([file])
+    for split in (Split(dim=0, blocks=(2, 4)), Split(dim=1, blocks=(16,))):
+        for rank in range(2):
+            part = weights.read_part("a", dim=split.dim, ranges=split.ranges(rank, of=2))
+            assert torch.equal(part, split.cut(whole, rank, of=2))
