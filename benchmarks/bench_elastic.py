@@ -139,7 +139,9 @@ class Ours:
         self.model.zero_grad(set_to_none=True)
         ((_, (batch,)),) = self.trainer.data.steps()
         assert batch.supervised is not None
-        loss = self.trainer.backward(batch, divisor=len(batch.supervised), metrics={})
+        loss = self.trainer.backward(
+            batch, divisor=len(batch.supervised), pictures=True, metrics={}
+        )
         self.memo.losses[:] = [float(loss)]
         self.memo.norms[:] = [gradient_norm(self.model)]
 

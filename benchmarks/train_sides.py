@@ -238,7 +238,7 @@ class FitSide:
         for _, (batch,) in trainer.data.steps():
             self.model.zero_grad(set_to_none=True)
             assert batch.supervised is not None
-            loss = trainer.backward(batch, divisor=len(batch.supervised), metrics={})
+            loss = trainer.backward(batch, divisor=len(batch.supervised), pictures=True, metrics={})
             self.memo.losses.append(float(loss))
             self.memo.norms.append(gradient_norm(self.model))
 

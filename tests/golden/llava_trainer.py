@@ -17,9 +17,10 @@ from retinue.data.sampler import SAMPLERS, slices
 from retinue.data.spec import DataSpec
 from retinue.model.freeze import apply_rules
 from retinue.model.retinue import Retinue
+from retinue.parallel.spec import ParallelSpec
 from retinue.processor import Processor
 from retinue.train.prepare import prepare
-from retinue.train.spec import ComputeSpec, StageSpec
+from retinue.train.spec import StageSpec
 from retinue.train.trainer import Trainer, Update, supervised
 from retinue.types import Batch, Example
 
@@ -139,7 +140,7 @@ def run_stage(
     ]
     schedule = Schedule(lambda epoch: plans[epoch])
     table = apply_rules(model, stage.trainable, lr=stage.optim.lr)
-    prepare(model, compute=ComputeSpec())
+    prepare(model, compute=ParallelSpec())
     own = dict(model.named_parameters())
     with torch.no_grad():
         for name, value in weights.items():

@@ -12,6 +12,7 @@ import typer
 from retinue.cli import answering as opt
 from retinue.cli.common import Device, Quant, QuantEncoders, QuantHead, examples, note, verb
 from retinue.cli.listening import address_of, api_keys, bound, run
+from retinue.cli.sharing import TensorParallel, sharing
 from retinue.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ app = verb()
         "retinue ui quickstart/run/model",
         "retinue ui small=runs/tiny/model large=runs/sft/model --port 8080",
         "retinue ui runs/sphinx/model --sam sam_vit_h_4b8939.pth",
+        "retinue ui runs/sphinx-13b/model --tp 2",
         "retinue ui http://gpu1:8000 --password me:secret --host 0.0.0.0",
     )
 )
@@ -86,6 +88,7 @@ def ui(
     ] = None,
     base: opt.Base = None,
     device: Device = "auto",
+    tp: TensorParallel = None,
     dtype: opt.Dtype = "auto",
     quant: Quant = None,
     quant_encoders: QuantEncoders = False,
@@ -104,9 +107,13 @@ def ui(
     from retinue.demo.ui.page import page
 
     keys = api_keys(api_key_file)
-    with bound(host, port) as link:
+    elsewhere = len(targets) == 1 and targets[0].startswith(("http://", "https://"))
+    if (tp or 1) > 1 and (elsewhere or len(targets) > 1):
+        raise ConfigError("--tp shares one model of one's own", where="retinue ui")
+    # a follower leaves before it would listen, and must not take the port
+    with sharing(tp) as shared, bound(host, 0 if shared.follows else port) as link:
         own = address_of(link)
-        if len(targets) == 1 and targets[0].startswith(("http://", "https://")):
+        if elsewhere:
             url = targets[0].rstrip("/").removesuffix("/v1")
             client = Client(url=url, key=keys[0] if keys else "")
             front = with_page(page(client, extras=extras), password=user, path="")
@@ -125,6 +132,7 @@ def ui(
                 quant=quant,
                 quant_encoders=quant_encoders,
                 quant_head=quant_head,
+                shared=shared,
             )
 
         inner = secrets.token_hex(16)  # the page's own key, where others need one
@@ -142,7 +150,8 @@ def ui(
             page(client, models=models, extras=extras), api=api, password=user, path="/ui"
         )
         note(f"the page at {own}/ui, the OpenAI API at {own}/v1")
-        run(front, link, grace=grace)
+        with shared.watched():
+            run(front, link, grace=grace)
 
 
 def served(
