@@ -187,6 +187,17 @@ def test_validate_only_names_what_does_not_fit(layout, tmp_path):
     assert "48" in str(found.exception)
 
 
+def test_the_originals_name_of_an_accelerator(tmp_path):
+    """--device gpu, as the original's command has it, means CUDA; without one that is said."""
+    found = run(tmp_path, new_layout(), "--validate-only", "--device", "gpu")
+    assert found.exit_code == 0, found.output
+    found = run(tmp_path, new_layout(), "--device", "gpu")
+    if torch.cuda.is_available():
+        assert found.exit_code == 0, found.output
+    else:
+        assert "'cuda' is not on this machine" in str(found.exception)
+
+
 def test_every_checkpoint_is_evaluated(tmp_path):
     """eval_all goes through all checkpoints of model_dir in order, eval takes the newest."""
     data = new_layout()
