@@ -16,6 +16,8 @@ from tiny import tiny_model
 from tiny_divided import MODELS, work
 from tiny_tensor import on_ranks
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
