@@ -222,7 +222,7 @@ def closing(model: Path, out: Path, test_file: Path) -> str:
     return (
         "\nNext:\n"
         f"  retinue chat {model} --image {out / 'fresh.png'}\n"
-        f"  retinue eval {model} --data {test_file} --baseline\n"
+        f"  retinue eval {model} tinyworld --tasks-root {out}   a page of its answers\n"
         f"  open {out / 'run' / 'report.html'}            the loss curve and sample answers\n"
         "  retinue data check mine.json          then train on your own pictures:\n"
         "  retinue cp tiny/quickstart . && retinue train quickstart.yaml "
