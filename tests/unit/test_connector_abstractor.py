@@ -122,6 +122,33 @@ def test_mm1s_sizes() -> None:
     assert (spec.depth, spec.hidden, spec.mlp_depth) == (3, 1024, 2)
 
 
+def test_the_recipes_own_tower_gives_144_at_378_pixels() -> None:
+    """DFN-5B's ViT-H is made for 224 pixels; sixteen pictures leave room for words in a row."""
+    from retinue.cli.run_spec import compose_run
+    from retinue.model.spec import Plan, RetinueConfig
+    from retinue.types import Grid
+
+    spec = compose_run("mm1-7b/pretrain")[1]
+    tower = CLIPVisionConfig(
+        hidden_size=1280,
+        num_hidden_layers=32,
+        num_attention_heads=16,
+        intermediate_size=5120,
+        image_size=224,
+        patch_size=14,
+    )
+    named = {key: value for key, value in spec.model["encoders"]["clip"].items() if key != "from"}
+    parts = {"encoders": {"clip": named}, "connector": spec.model["connector"]}
+    plan = Plan(RetinueConfig({"model_type": "llama", "hidden_size": 64}, {"clip": tower}, parts))
+    assert plan.shapes["clip"].size == (378, 378)
+    assert plan.shapes["clip"].grid == (27, 27)
+    tokens = plan.tokens_for(Grid(size=(480, 640)))
+    assert tokens == 144
+    assert spec.data.max_views is not None
+    assert spec.data.max_tokens is not None
+    assert spec.data.max_views * tokens == 2304 < spec.data.max_tokens
+
+
 def test_what_it_refuses() -> None:
     with pytest.raises(ValueError, match=r"145 is no square; use 144 or 169"):
         CONNECTORS.spec_of({"kind": "abstractor", "tokens": 145, "of": TAKE})
