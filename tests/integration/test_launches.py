@@ -141,7 +141,8 @@ def test_processes_of_its_own_end_when_one_dies(
     assert_same(out, alone)
     assert 'stage -> parallel.shard="reshard"' in error
     assert "overlap_comm not mapped: FSDP2 overlaps by itself" in error
-    assert "no effect" not in error
+    assert "shard=reshard has no effect" not in error
+    assert "offload=true has no effect here: main memory" in error
     assert error.count("micro_batch 2 x ranks 2 x accumulation 1") == 1
     assert code == 4
     assert "Traceback" not in error

@@ -21,6 +21,7 @@ from torch.distributed.fsdp import (
     fully_shard,
 )
 
+from retinue.core.log import once
 from retinue.parallel.spec import ParallelSpec
 from retinue.parallel.step import Step
 from retinue.parallel.tensor_split import whole
@@ -42,6 +43,8 @@ class Sharded:
         self.step = Step(model, gated=self.units)
         single = {parameter for parameter in model.parameters() if not parameter.dim()}
         away = spec.offload and mesh.device_type != "cpu"
+        if spec.offload and not away:
+            once("parallel.offload=true has no effect here: main memory is where all is computed")
         offload = CPUOffloadPolicy() if away else OffloadPolicy()
         travel = torch.bfloat16 if spec.gather == "bf16" else None
         common: dict[str, Any] = {"mesh": mesh, "offload_policy": offload}
