@@ -12,12 +12,14 @@ from test_if_dataset import load_image, pixels_of, stream_of
 
 from retinue.cli.fewshot import FewShot
 from retinue.convert.flamingo import state_of
+from retinue.decode.score import Ranked
 from retinue.eval.shots import name_scores, nearest_shots
 from retinue.text.template import resolve
 from retinue.types import Media, Message, Text
 
 SHOTS = recordings("*.json", "class_names")
 NEAR = recordings("*.json", "selected")
+BEST = recordings("*.json", "pred")
 
 
 @pytest.mark.parametrize(("case", "name", "facts"), SHOTS, ids=ids_of(SHOTS))
@@ -53,6 +55,28 @@ def test_few_shot(case, name, facts):
         # with its cache the original attends to the padding of shorter rows
         cached = io[f"logprobs.cache_True.normalize_{mean}"]
         torch.testing.assert_close(ours[whole], cached[whole], atol=1e-4, rtol=0)
+    compared(case)
+
+
+@pytest.mark.parametrize(("case", "name", "facts"), BEST, ids=ids_of(BEST))
+def test_likeliest_names(case, name, facts):
+    """The names that classification reports, from the scores that it ranked."""
+    shots = [known for place, _, known in SHOTS if place == case]
+    io = tensors(case, next(label for place, label, _ in SHOTS if place == case))
+    names = tuple(facts["names"])
+    assert [known["class_names"] for known in shots] == [list(names)]
+    scores = io["logprobs.cache_True.normalize_True"]
+    for own, pred, wanted in zip(scores, facts["pred"], facts["logprobs"], strict=True):
+        made = Ranked(
+            id="",
+            number=0,
+            text="",
+            scores=own.tolist(),
+            greedy=[False] * len(names),
+            choices=names,
+        ).ranking(most=len(pred))
+        assert list(made) == pred
+        assert list(made.values()) == pytest.approx(wanted, abs=1e-5)
     compared(case)
 
 

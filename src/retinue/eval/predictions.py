@@ -31,8 +31,8 @@ class Saved:
 class Predictions:
     """id -> text. count: rows read; broken: lines that are no JSON; order: texts as they came.
 
-    numbered: lmms-eval's samples, place -> (what was asked, the answer). Kits order benchmarks
-    in their own ways, so a place counts only where the same was asked there.
+    numbered: lmms-eval's samples, place -> (what was asked, if they say it, the answer). Kits
+    order benchmarks in their own ways, so a place counts only where the same was asked there.
     """
 
     texts: Mapping[str, str]
@@ -46,9 +46,11 @@ class Predictions:
         for name in (*question.aliases, question.sample.id):
             if name in self.texts:
                 return self.texts[name]
-        there, said = self.numbered.get(str(number), ("", ""))
+        if str(number) not in self.numbered:
+            return None
+        there, said = self.numbered[str(number)]
         own = question.sample.messages[-1].text.strip().partition("\n")[0]
-        return said if own and plain(own) in plain(there) else None
+        return said if not there or plain(own) in plain(there) else None
 
 
 def read_predictions(path: Path) -> Predictions:
