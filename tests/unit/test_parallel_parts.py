@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save
 from torch import nn
 
 from retinue.core.errors import ConfigError
@@ -54,7 +55,20 @@ def on_mesh(rank: int) -> dict[str, Any]:
     fully_shard(net, mesh=grid.mesh[DATA])  # may be done again
     model = tiny_model()
     table = apply_rules(model, {"lm.**": "full"}, lr=1e-3)
+    bytes_before = stored(model)
     grid.divide(model)
+    with grid.plain(model):
+        found["bytes"] = rank > 0 or stored(model) == bytes_before
+    found["divided again"] = all(isinstance(p, DTensor) for p in model.parameters())
+    full = {name: torch.randn(p.shape) for name, p in model.named_parameters()}
+    moments = {name: {"exp_avg": value, "step": torch.tensor(3.0)} for name, value in full.items()}
+    shared = grid.like(model, moments)
+    found["parts"] = all(isinstance(one["exp_avg"], DTensor) for one in shared.values())
+    back = grid.whole(model, shared)
+    found["moments"] = rank > 0 or all(
+        torch.equal(back[name]["exp_avg"], value) and back[name]["step"] == 3
+        for name, value in full.items()
+    )
     refused = {}
     for name, ask in (
         ("8 bits", lambda: make_optimizer(model, table, spec=OptimSpec(kind="adamw8bit", lr=1.0))),
@@ -69,17 +83,22 @@ def on_mesh(rank: int) -> dict[str, Any]:
     pieces = nn.Linear(5, 6, bias=False)
     pieces.weight.data = whole.clone()
     fully_shard(pieces, mesh=grid.mesh[DATA])
-    shared = pieces.weight
-    first, second = muons(nn.Parameter(whole.clone())), muons(shared)
+    matrix = pieces.weight
+    first, second = muons(nn.Parameter(whole.clone())), muons(matrix)
     for step in range(2):
         first[0].grad = grad * (1 + step)
         part = (grad * (1 + step)).chunk(2)[rank]
-        second[0].grad = DTensor.from_local(part, grid.mesh[DATA], shared.placements)
+        second[0].grad = DTensor.from_local(part, grid.mesh[DATA], matrix.placements)
         first[1].step()
         second[1].step()
     assert isinstance(second[0], DTensor)
     found["muon"] = torch.equal(second[0].full_tensor(), first[0])
     return {**found, "refused": refused}
+
+
+def stored(model: nn.Module) -> bytes:
+    """What a weights file would hold."""
+    return save({name: value.contiguous() for name, value in model.state_dict().items()})
 
 
 def muons(parameter: nn.Parameter) -> tuple[nn.Parameter, torch.optim.Optimizer]:
@@ -99,6 +118,15 @@ def test_fsdp_is_taken_off_again(ranks: Any) -> None:
         assert found["left"] == set()
         assert found["hooks"]
         assert all(found["divided"])
+
+
+def test_files_of_a_divided_model_are_those_of_a_whole_one(ranks: Any) -> None:
+    """Bit by bit, and so are moments that are laid out and gathered again."""
+    for found in ranks:
+        assert found["bytes"]
+        assert found["divided again"]
+        assert found["parts"]
+        assert found["moments"]
 
 
 def test_muon_of_a_shared_matrix_is_torchs_of_the_whole(ranks: Any) -> None:

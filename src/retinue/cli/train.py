@@ -132,6 +132,9 @@ def train_verb(
     again += ["--out", str(out)] if out else []
     with replicas(processes or declared(spec.parallel), again):
         result = train(spec, name=recipe, out=out, device=device)
+        from retinue.parallel.mesh import leave
+
+        leave()
     if result.model is not None:
         note(f"model: {result.model}\nnext:  retinue chat {result.model} --image PICTURE")
     raise typer.Exit(result.exit_code)
