@@ -166,4 +166,4 @@ def test_a_server_of_two_processes(folder: Path) -> None:
         assert time.monotonic() - started < 60
         said = server.stderr.read()
         assert said.strip().count("\n") == 0, said
-        assert "process 1 of 2 has ended (SIGKILL)" in said
+        assert "process 1 of 2 has ended (SIGKILL); run the same command again\n" in said

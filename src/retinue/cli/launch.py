@@ -31,12 +31,14 @@ GRACE_S = 15.0
 """How long this one may take to notice that another is gone."""
 STOPPED = (0, 128 + signal.SIGINT, 128 + signal.SIGTERM)
 """Exit codes of processes that ended as they were asked to."""
+RESUME = "run the same command again to go on from the last checkpoint"
+"""What a user is told to do when a process has gone without a word."""
 TOLD, PARENT = "RETINUE_TOLD", "RETINUE_PARENT"
 """In the other processes: the folder for their last words, and the process they belong to."""
 
 
 @contextmanager
-def replicas(count: int, arguments: Sequence[str]) -> Iterator[None]:
+def replicas(count: int, arguments: Sequence[str], *, again: str = RESUME) -> Iterator[None]:
     """Inside: this process is rank 0 of `count`; the others run `retinue ARGUMENTS`.
 
     The cores are shared out. When this process fails, the others are ended; when another fails, its
@@ -63,7 +65,7 @@ def replicas(count: int, arguments: Sequence[str]) -> Iterator[None]:
             "OMP_NUM_THREADS": str(max(1, default_threads() // count)),
         }
         before = {name: os.environ.get(name) for name in (*launch, "RANK", "LOCAL_RANK")}
-        others = Others(count, arguments, {**os.environ, **launch}, Path(told))
+        others = Others(count, arguments, {**os.environ, **launch}, Path(told), again=again)
         os.environ.update({**launch, "RANK": "0", "LOCAL_RANK": "0"})
         done = False
         try:
@@ -93,9 +95,15 @@ class Others:
     """The processes that this one has started, watched until `end`."""
 
     def __init__(
-        self, count: int, arguments: Sequence[str], environment: dict[str, str], told: Path
+        self,
+        count: int,
+        arguments: Sequence[str],
+        environment: dict[str, str],
+        told: Path,
+        *,
+        again: str = RESUME,
     ) -> None:
-        self.told = told
+        self.told, self.again = told, again
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
         for rank in range(1, count):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
@@ -129,7 +137,7 @@ class Others:
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         error = RetinueError(
             f"process {rank} of {len(self.processes) + 1} has ended ({how})",
-            fix="run the same command again to go on from the last checkpoint",
+            fix=self.again,
         )
         error.exit_code = 4
         return error

@@ -109,7 +109,8 @@ def sharing(tp: int | None) -> Iterator[Shared]:
             rule="they all share one model",
             fix="leave --tp out, or start as many processes",
         )
-    with replicas(1 if size > 1 else tp or 1, arguments()):
+    count = 1 if size > 1 else tp or 1
+    with replicas(count, arguments(), again="run the same command again"):
         shared = Shared()
         yield shared
         shared.end()
