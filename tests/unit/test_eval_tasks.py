@@ -1,10 +1,8 @@
 """Every packaged benchmark reads its miniature, scores it, and says where its parts come from."""
 
-import io
 import json
 import pickle
 import re
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -16,7 +14,7 @@ from retinue.core.paths import tasks
 from retinue.eval.benchmark import reference_table, task_figures, with_benchmark
 from retinue.eval.measures.captions import cider, tokens
 from retinue.eval.page import render_page
-from retinue.eval.predictions import Saved, from_saved, read_predictions
+from retinue.eval.predictions import Saved
 from retinue.eval.questions import check_references
 from retinue.eval.results import result
 from retinue.eval.runner import evaluate
@@ -200,67 +198,6 @@ def test_missing_files_are_told_with_their_place(tmp_path, capsys):
     assert f"{tmp_path / 'gqa' / 'testdev_balanced_questions.json'}: a file of the bench" in line
 
 
-def test_saved_answers_of_several_kinds(tmp_path):
-    path = tmp_path / "p.jsonl"
-    path.write_text(
-        '{"question_id": 1, "text": "a"}\n{"question_id": 2, "text": "b"}\n{brok', "utf-8"
-    )
-    saved = read_predictions(path)
-    assert (dict(saved.texts), saved.count, saved.broken) == ({"1": "a", "2": "b"}, 2, 1)
-    path.write_text('{"id": 1}\n{"id": 2}\n', "utf-8")
-    with pytest.raises(DataError, match=r"p\.jsonl:1"):
-        read_predictions(path)
-
-
-def sample(place, said, asked, **doc):
-    arguments = [f"{asked}\nAnswer briefly.", {"max_new_tokens": 4}, place, "t", "test"]
-    found = {"doc_id": place, "doc": doc, "arguments": arguments, "resps": [[said]]}
-    return {**found, "filtered_resps": [said]}
-
-
-def test_samples_of_lmms_eval_are_matched_by_id_or_by_what_was_asked(tmp_path):
-    """Another kit orders a benchmark in its own way and repeats ids over categories."""
-    path = tmp_path / "samples.jsonl"
-    _, _, questions = read("pope", tmp_path)
-    rows = [
-        sample(n, f"{category} {number}", "Is there a dog?", question_id=number, category=category)
-        for n, (category, number) in enumerate(
-            (category, number)
-            for category in ("random", "adversarial", "popular")
-            for number in (2, 1)
-        )
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    saved = read_predictions(path)
-    for number, question in enumerate(questions):
-        assert saved.of(question, number) == question.sample.id.replace("/", " ")
-    _, _, questions = read("gqa", tmp_path)
-    asked = [question.sample.messages[0].text.strip().split("\n")[0] for question in questions]
-    rows = [sample(n, f"a{n}", text) for n, text in enumerate(asked)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    saved = read_predictions(path)
-    assert [saved.of(question, n) for n, question in enumerate(questions)] == ["a0", "a1"]
-    assert saved.of(questions[1], 0) is None, "something else was asked there"
-    metric = {"question_id": "202", "score": 1.0}  # what the command leaves in its file
-    rows = [{"doc_id": 7, "input": "other", "filtered_resps": "left", "accuracy": metric}]
-    path.write_text(json.dumps(rows), "utf-8")
-    assert read_predictions(path).of(questions[1], 1) == "left"
-    old = {"doc_id": 0, "input": asked[0].upper(), "resps": [["A"]]}
-    path.write_text(json.dumps([old]), "utf-8")
-    assert read_predictions(path).of(questions[0], 0) == "A"
-
-
-def test_questions_without_an_answer_are_told_of(tmp_path):
-    _, _, questions = read("gqa", tmp_path)
-    path = tmp_path / "p.json"
-    path.write_text('{"202": "left"}', "utf-8")
-    missed = []
-    predict = from_saved(read_predictions(path), questions, missed.append)
-    rows = evaluate(predict, questions)
-    assert [row["id"] for row in rows] == ["202"]
-    assert missed == [0]
-
-
 def test_captions_as_cocos_own_evaluation_scores_them():
     """Figures of pycocoevalcap 1.2, recorded for these three captions."""
     rows = [
@@ -295,35 +232,6 @@ def test_cider_by_hand():
     # The first is its own reference: cosine 1 for each length of gram; the second shares nothing.
     assert cider(rows)["cider"] == pytest.approx(5.0)
     assert tokens("It's a dog, isn't it?") == ["it", "'s", "a", "dog", "is", "n't", "it"]
-
-
-def test_vqav2_upload_has_every_question_of_the_whole_test(tmp_path):
-    task, folder, questions = read("vqav2", tmp_path)
-    body = task.submission_of(questions, {"1": "Two dogs.", "2": "the  Cat"}, folder)
-    assert json.loads(body) == [
-        {"question_id": 1, "answer": "2 dogs"},
-        {"question_id": 2, "answer": "cat"},
-        {"question_id": 3, "answer": ""},
-    ]
-
-
-def test_mmbench_upload_is_a_spreadsheet(tmp_path):
-    task, folder, questions = read("mmbench", tmp_path)
-    body = task.submission_of(questions, {"1": "B"}, folder)
-    assert body == task.submission_of(questions, {"1": "B"}, folder)
-    with zipfile.ZipFile(io.BytesIO(body)) as archive:
-        sheet = archive.read("xl/worksheets/sheet1.xml").decode()
-    assert re.findall(r"<t [^>]*>([^<]*)</t>", sheet)[:9] == [
-        "index",
-        "question",
-        "A",
-        "B",
-        "C",
-        "D",
-        "answer",
-        "prediction",
-        "split",
-    ]
 
 
 def test_boxes_of_refcoco_stand_on_the_padded_square(tmp_path):
