@@ -96,6 +96,9 @@ CASES: dict[str, dict[str, Any]] = {
     },
 }
 
+BF16: dict[str, Any] = {"parallel": {"shard": "keep", "gather": "bf16"}, "precision": "bf16"}
+"""Layers' weights travel in fewer bits."""
+
 
 def stage(case: dict[str, Any]) -> StageSpec:
     return StageSpec.parse(
@@ -125,14 +128,20 @@ def train(case: dict[str, Any], *, alone: bool = False) -> dict[str, Any]:
         for name, parameter in model.named_parameters()
     }
     trainer = Trainer(
-        model, stage=parts, table=table, data=tiny_train.TinyLoader(), total=STEPS + 1, ranks=ranks
+        model,
+        stage=parts,
+        table=table,
+        data=tiny_train.TinyLoader(),
+        total=STEPS + 1,
+        ranks=ranks,
+        precision=case.get("precision", "fp32"),
     )
 
     def mine(step: int) -> list[Batch]:
         return deal(step)[ranks.data_rank :: ranks.data_size]
 
     asked = replace(deal(1)[0], labels=None, supervised=None)
-    with torch.no_grad():
+    with torch.no_grad(), trainer.autocast():
         logits = ranks.output(Sft(SftSpec()), model, asked, pictures=True).logits
     ranks.release()
     updates, untouched = [], []
@@ -161,4 +170,4 @@ def picked(model: Retinue) -> list[tuple[str, torch.nn.Parameter]]:
 
 
 def all_cases(rank: int) -> dict[str, dict[str, Any]]:
-    return {name: train(case) for name, case in CASES.items()}
+    return {name: train(case) for name, case in {**CASES, "bf16": BF16}.items()}

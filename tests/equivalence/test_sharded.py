@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tiny_ranks import together
-from tiny_sharded import CASES, all_cases, train
+from tiny_sharded import BF16, CASES, all_cases, train
 
 SHARDED = [name for name, case in CASES.items() if case["parallel"]["shard"] != "none"]
 COUNT = 2
@@ -68,6 +68,17 @@ def test_the_model_is_itself_again(both: Any) -> None:
     one, found = both
     for rank in found:
         assert rank["kinds"] == one["kinds"]
+
+
+def test_weights_that_travel_in_bf16_train_alike(ranks: Any) -> None:
+    """Norms' weights and the states between layers are rounded as well: three digits."""
+    one = train(BF16, alone=True)
+    for rank in ranks:
+        found = rank["bf16"]
+        for mine, theirs in zip(found["updates"], one["updates"], strict=True):
+            assert mine == pytest.approx(theirs, abs=5e-3, rel=2e-2)
+        assert found["untouched"] == one["untouched"]
+        assert {value.dtype for value in found["weights"].values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("name", SHARDED)
