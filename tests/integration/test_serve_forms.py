@@ -2,6 +2,8 @@
 
 import json
 import re
+import socket
+import threading
 
 import jsonschema
 import openai
@@ -14,7 +16,7 @@ from retinue.serve.app import create_app
 from retinue.serve.engine import EngineSpec
 from retinue.serve.service import ServeSpec, Service
 from retinue.types import Sample
-from serve_client import call, turn
+from serve_client import call, turn, until
 from tiny import picture, tiny_model
 
 SCHEMA = {
@@ -82,8 +84,6 @@ def test_guided_rows_run_beside_free_ones(client, service):
     """The form of one answer leaves its neighbours as they are alone."""
     free = {"model": "tiny", "messages": turn("how many?"), "temperature": 0, "max_tokens": 12}
     alone = client.chat.completions.create(**free).choices[0].message.content
-    import threading
-
     found = {}
 
     def ask(name, **more):
@@ -236,3 +236,30 @@ def test_what_beams_exclude_is_said(address, change, param):
     body = {"model": "tiny", "messages": turn("what?"), "max_tokens": 2, **change}
     status, reply = call(address, "/v1/chat/completions", body)
     assert (status, reply["error"]["param"]) == (400, param)
+
+
+def test_a_search_lets_others_go_on_and_ends_when_its_client_leaves(address, service):
+    """Without both, one long search would hold up everyone."""
+    found = []
+    body = {"prompt": "the", "max_tokens": 1500, "num_beams": 4, "use_beam_search": True}
+    host, port = address.removeprefix("http://").split(":")
+    data = json.dumps(body).encode()
+    head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\n"
+    head += f"content-type: application/json\r\ncontent-length: {len(data)}\r\n\r\n"
+    before = service.metrics.cancelled
+    with socket.create_connection((host, int(port))) as link:
+        link.sendall(head.encode() + data)
+        until(lambda: service.background._searching)
+        short = {"prompt": "the", "max_tokens": 4, "temperature": 0}
+        found.append(call(address, "/v1/completions", short))
+        second = {**short, "num_beams": 2}
+        waiting = threading.Thread(
+            target=lambda: found.append(call(address, "/v1/completions", second))
+        )
+        waiting.start()
+        assert service.background._searching, "the long search is still under way"
+    waiting.join()
+    assert [status for status, _ in found] == [200, 200]
+    until(lambda: service.metrics.cancelled > before)
+    until(lambda: not service.background._searching)
+    assert not service.background._gone

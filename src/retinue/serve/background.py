@@ -29,6 +29,9 @@ class Background:
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
         self._closing = False
+        self._searching = False
+        self._gone: set[str] = set()
+        self._later: list[Callable[[], None]] = []
         self._thread = threading.Thread(target=self._loop, name="retinue-engine", daemon=True)
 
     @property
@@ -52,7 +55,7 @@ class Background:
 
     def submit_beams(self, requests: Sequence[Request], beams: Beams, sink: Sink) -> None:
         """Queue the choices of one prompt with beams; they are computed by `generate` at once."""
-        self._send(lambda: self._beams(requests, beams, sink))
+        self.search(lambda turn: self._beams(requests, beams, sink, turn))
 
     def order(self, work: Callable[[], None]) -> Future[None]:
         """Have something done between two steps; the future has what it raised."""
@@ -69,8 +72,43 @@ class Background:
         self._send(run)
         return done
 
+    def search(self, work: Callable[[Callable[[], bool]], None]) -> Future[None]:
+        """As `order`, for long work: one at a time, which gives others their turn.
+
+        work: is given what it calls between two of its steps; True says that it is to end now.
+        """
+        done: Future[None] = Future()
+
+        def run() -> None:
+            if self._searching:
+                self._later.append(run)
+                return
+            self._searching = True
+            try:
+                work(self._others)
+            except BaseException as error:
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+            finally:
+                self._searching = False
+                for later in self._later:
+                    self._send(later)
+                if not self._later:
+                    self._gone.clear()
+                self._later.clear()
+
+        self._send(run)
+        return done
+
+    def _others(self) -> bool:
+        """Everyone else's turn; whether the server closes."""
+        self._turn()
+        return self._closing
+
     def cancel(self, id: str) -> None:
         """Forget a request; a step under way may still say something of it."""
+        self._gone.add(id)  # a search asks between two of its steps
         self._send(lambda: self._drop(id))
 
     def _send(self, order: Callable[[], None]) -> None:
@@ -85,10 +123,15 @@ class Background:
                     self._wake.wait()
                 if self._closing:
                     return
-                orders, self._inbox = self._inbox, deque()
-            for order in orders:
-                self._guarded(order)
-            self._guarded(self._step)
+            self._turn()
+
+    def _turn(self) -> None:
+        """What was ordered, and a step."""
+        with self._wake:
+            orders, self._inbox = self._inbox, deque()
+        for order in orders:
+            self._guarded(order)
+        self._guarded(self._step)
 
     def _guarded(self, work: Callable[[], None]) -> None:
         """Whatever fails, the thread goes on."""
@@ -107,12 +150,18 @@ class Background:
         except Exception as error:
             self._tell(Event(id=request.id, finish="error", error=error))
 
-    def _beams(self, requests: Sequence[Request], beams: Beams, sink: Sink) -> None:
+    def _beams(
+        self, requests: Sequence[Request], beams: Beams, sink: Sink, turn: Callable[[], bool]
+    ) -> None:
         self._sinks.update({request.id: sink for request in requests})
+
+        def others() -> bool:
+            return turn() or all(request.id in self._gone for request in requests)
+
         try:
             if self.broken is not None:
                 raise self.broken
-            for event in beam_events(self.engine, requests, beams):
+            for event in beam_events(self.engine, requests, beams, others=others):
                 self._tell(event)
         except Exception as error:
             for request in requests:
@@ -121,6 +170,7 @@ class Background:
     def _drop(self, id: str) -> None:
         self._sinks.pop(id, None)
         self.engine.cancel(id)
+        (self._gone.add if self._searching else self._gone.discard)(id)
 
     def _step(self) -> None:
         for event in self.engine.step() if self.engine.busy else ():

@@ -1,16 +1,18 @@
 """Beam search: not a matter of the engine's steps, but of transformers' `generate`.
 
-A request with beams has the engine's thread to itself until it is answered, so that others wait;
-its answer is that of `generate` with the same arguments, which is what it calls.
+A search runs in the engine's thread; between two of its steps all other requests have theirs. Its
+answer is that of `generate` with the same arguments, which is what it calls.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
+from transformers import StoppingCriteriaList
 
 from retinue.core.errors import EnvError
 from retinue.decode.loop import Row, advance
@@ -32,8 +34,31 @@ class Beams:
     length_penalty: float = 1.0
 
 
-def answer_ids(engine: Engine, request: Request, beams: Beams, *, answers: int) -> list[list[int]]:
-    """Ids of the best `answers` of one prompt, each up to and with its end id."""
+class Turns:
+    """Asked by `generate` after each of its steps: others' turn, and whether to go on (B,)."""
+
+    def __init__(self, engine: Engine, adapter: str, others: Callable[[], bool]) -> None:
+        self.engine, self.adapter, self.others = engine, adapter, others
+        self.given_up = False
+
+    def __call__(self, ids_BT: Tensor, scores: Any, **more: Any) -> Tensor:
+        self.given_up = self.given_up or self.others()
+        self.engine.adapters.activate(self.adapter)
+        return torch.full((len(ids_BT),), self.given_up, device=ids_BT.device)
+
+
+def answer_ids(
+    engine: Engine,
+    request: Request,
+    beams: Beams,
+    *,
+    answers: int,
+    others: Callable[[], bool] = lambda: False,
+) -> list[list[int]]:
+    """Ids of the best `answers` of one prompt, each up to and with its end id.
+
+    others: lets other requests have a step; True gives the search up, and there are no answers.
+    """
     processor, params = engine.processor, request.params
     items = [
         item if item.pixels else processor.item(picture.media, where=picture.where)
@@ -51,6 +76,7 @@ def answer_ids(engine: Engine, request: Request, beams: Beams, *, answers: int) 
     if ends:
         more["pad_token_id"] = processor.tokenizer.pad_id
     engine.adapters.activate(request.adapter)
+    turns = Turns(engine, request.adapter, others)
     with torch.inference_mode():
         found = engine.model.generate(
             **inputs,
@@ -60,8 +86,11 @@ def answer_ids(engine: Engine, request: Request, beams: Beams, *, answers: int) 
             length_penalty=beams.length_penalty,
             max_new_tokens=params.max_new_tokens,
             eos_token_id=ends or None,
+            stopping_criteria=StoppingCriteriaList([turns]),
             **more,
         )
+    if turns.given_up:
+        return []
     prompt = inputs["input_ids"].shape[1]
     rows: list[list[int]] = found[:, prompt:].tolist()
     return [
@@ -69,19 +98,25 @@ def answer_ids(engine: Engine, request: Request, beams: Beams, *, answers: int) 
     ]
 
 
-def beam_events(engine: Engine, requests: Sequence[Request], beams: Beams) -> Iterator[Event]:
+def beam_events(
+    engine: Engine,
+    requests: Sequence[Request],
+    beams: Beams,
+    *,
+    others: Callable[[], bool] = lambda: False,
+) -> Iterator[Event]:
     """Events of the choices of one call, as the engine would tell them; best answer first.
 
-    requests: of one prompt each as many as answers are wanted, one after the other.
+    requests: one prompt, once for every answer that is wanted; others: as in `answer_ids`.
     """
     first = requests[0]
     try:
-        found = answer_ids(engine, first, beams, answers=len(requests))
+        found = answer_ids(engine, first, beams, answers=len(requests), others=others)
     except torch.OutOfMemoryError:
         error = EnvError("no memory for so many beams", fix="ask for fewer")
         yield from (Event(id=one.id, finish="error", error=error) for one in requests)
         return
-    for request, ids in zip(requests, found, strict=True):
+    for request, ids in zip(requests, found, strict=bool(found)):
         params = request.params
         row = Row(
             number=0,

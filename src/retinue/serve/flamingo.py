@@ -23,11 +23,13 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request as Http
+from transformers import StoppingCriteriaList
 
 from retinue.core.errors import RequestError, RetinueError
 from retinue.core.files import writing
 from retinue.decode.rendered import rendered_ids, tidy
 from retinue.decode.sampling import SamplingParams
+from retinue.serve.beams import Turns
 from retinue.serve.failures import ApiError, as_api
 from retinue.serve.schema import whole
 from retinue.serve.service import GoneError, Place, Service, fresh_seed
@@ -181,12 +183,13 @@ class CleverFlamingo:
         """The same by `generate`, in the engine's thread."""
         service, found = self.service, []
 
-        def work() -> None:
+        def work(turn: Callable[[], bool]) -> None:
             ids = rendered_ids(
                 service.engine.model,
                 service.processor,
                 content.prompt,
                 images,
+                stopping_criteria=StoppingCriteriaList([Turns(service.engine, "", turn)]),
                 **content.args.options(),
             )
             found.append(ids.tolist())
@@ -196,7 +199,7 @@ class CleverFlamingo:
                 f"{len(images)} pictures for {content.prompt.count('<image>')} <image>",
                 rule="one each",
             )
-        await asyncio.wrap_future(service.background.order(work))
+        await asyncio.wrap_future(service.background.search(work))
         return self.text([id for id in found[0] if id != service.processor.image_id])
 
     def text(self, ids: list[int]) -> str:
