@@ -7,7 +7,7 @@ its server behind it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from retinue.hub.load import load
 from retinue.ops.backend import pick_device
@@ -17,9 +17,12 @@ from retinue.serve.service import ServeSpec, Service
 
 
 class Door:
-    """An ASGI application that is another one, once that is there."""
+    """An ASGI application that is this process's server, once that is there.
 
-    inner: Any = None
+    The server is kept by the class: Ray hands copies of the instance to its replicas.
+    """
+
+    inner: ClassVar[Any] = None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         await self.inner(scope, receive, send)
@@ -47,5 +50,5 @@ def open_door(
         engine=EngineSpec.parse(engine or {}, where="engine"),
         spec=ServeSpec.parse(limits or {}, where="limits"),
     )
-    DOOR.inner = create_app(service)
+    Door.inner = create_app(service)
     return service
