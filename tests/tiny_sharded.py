@@ -30,6 +30,10 @@ from retinue.types import Batch
 
 STEPS, MICRO = 5, 4
 EVERYTHING = {"lm.**": "full", "connector.**": "full", "encoders.**": "full"}
+ROWS: dict[str, Any] = {
+    "connector.**": "full",
+    "lm.model.embed_tokens.weight": {"rows": {"of": [5, 12, 30]}},
+}
 LORA = {"lm.**": {"lora": {"r": 2}}, "connector.**": "full"}
 
 
@@ -86,6 +90,8 @@ CASES: dict[str, dict[str, Any]] = {
     "full, recomputed": {"parallel": {"shard": "reshard", "activation": "full"}},
     "lora": {"parallel": {"shard": "fsdp"}, "trainable": LORA},
     "align": {"parallel": {"shard": "reshard"}, "trainable": {"connector.**": "full"}},
+    "rows": {"parallel": {"shard": "reshard"}, "trainable": ROWS},
+    "rows, replicas": {"parallel": {"shard": "none"}, "trainable": ROWS},
     "replicas": {"parallel": {"shard": "none"}},
     "mixtral": {"parallel": {"shard": "reshard"}, "model": mixtral, "objective": {"kind": "moe"}},
     "cross": {"parallel": {"shard": "reshard"}, "model": cross, "batches": crossed},

@@ -30,6 +30,7 @@ FAMILIES = {
     "formats": "retinue.data.formats:FORMATS",
     "datasets": "retinue.data.published:PUBLISHED",
     "fills": "retinue.data.fill:FILLS",
+    "augments": "retinue.data.augment:AUGMENTS",
     "samplers": "retinue.data.sampler:SAMPLERS",
     "objectives": "retinue.train.objectives:OBJECTIVES",
     "sinks": "retinue.train.sinks:SINKS",

@@ -103,7 +103,7 @@ def validate(made: ParamsRun, *, name: str) -> int:
     processor, config = processor_of(made, name=name)
     model = skeleton(config)
     stage = spec.train.stages[0]
-    table = apply_rules(model, stage.trainable, lr=stage.optim.lr)
+    table = apply_rules(model, stage.trainable, lr=stage.optim.lr, id_of=processor.tokenizer.id_of)
     source = spec.data.sources[0]
     rows = Hdf5.open(source.path, media_root=source.media_root)
     count = min(len(rows), stage.micro_batch)

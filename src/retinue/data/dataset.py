@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from retinue.core.errors import DataError
+from retinue.data.augment import NoAugment
 from retinue.data.blind import Blind
 from retinue.data.files import media_root_of, open_file, path_of
 from retinue.data.formats import Format
@@ -68,7 +69,9 @@ class Dataset:
         """A rank's loader over the held-out samples, in file order; read it with `epoch()`."""
         assert self.validation is not None
         mixture = self.validation
-        spec = self.spec.model_copy(update={"sampler": "sequential", "drop_last": False})
+        spec = self.spec.model_copy(
+            update={"sampler": "sequential", "drop_last": False, "augment": NoAugment()}
+        )
         sizes = mixture.sizes
 
         def plan(epoch: int) -> EpochPlan:

@@ -42,6 +42,7 @@ class _Key:
     """What a worker is asked for: a micro-batch, and whether a step ends with it."""
 
     step: int
+    epoch: int
     micro: MicroBatch
     last: bool
 
@@ -132,8 +133,9 @@ class Loader:
     def _keys(self, start: int, stop: int | None) -> Iterator[_Key]:
         for step in count(start) if stop is None else range(start, stop):
             share = self.schedule.shard(step, rank=self.rank, world=self.world)
+            epoch, _ = self.schedule.locate(step)
             for m, micro in enumerate(share):
-                yield _Key(step=step, micro=micro, last=m == len(share) - 1)
+                yield _Key(step=step, epoch=epoch, micro=micro, last=m == len(share) - 1)
 
     def _stream(self, start: int, stop: int | None = None) -> Iterator[_Loaded]:
         task = _Prepare(self.samples, self.processor, self.spec)
@@ -160,13 +162,13 @@ class _Prepare:
         filler = key.micro.filler
         try:
             for index in key.micro.samples:
-                example = self._example(index, skipped)
+                example = self._example(index, skipped, epoch=key.epoch)
                 if example is not None:
                     examples.append(example)
                     kinds.append(kind_of(index))
             if not examples:
                 filler = True
-                examples.append(self._stand_in(key.micro.samples[0], skipped))
+                examples.append(self._stand_in(key.micro.samples[0], skipped, epoch=key.epoch))
                 kinds.append(kind_of(key.micro.samples[0]))
             if filler:
                 examples = [replace(one, labels=[IGNORE] * len(one.labels)) for one in examples]
@@ -176,12 +178,19 @@ class _Prepare:
             return _Loaded(key=key, batch=None, skipped=skipped, error=error)
         return _Loaded(key=key, batch=batch, skipped=[] if key.micro.filler else skipped)
 
-    def _example(self, index: int, skipped: list[Skipped]) -> Example | None:
+    def _example(self, index: int, skipped: list[Skipped], *, epoch: int) -> Example | None:
         """The example, or None with a line in `skipped` where the policy allows it."""
         id_ = f"sample {index} of the mixture"
         try:
             sample = self.samples[index]
             id_ = sample.id
+            sample = self.spec.augment.apply(
+                sample,
+                seed=self.spec.seed,
+                epoch=epoch,
+                index=index,
+                processor=cast(Any, self.processor),
+            )
             example = self.processor.example(sample, train=True)
             if self.spec.max_tokens is not None:
                 example = truncate(example, max_tokens=self.spec.max_tokens)
@@ -193,11 +202,12 @@ class _Prepare:
             return None
         return example
 
-    def _stand_in(self, index: int, skipped: list[Skipped]) -> Example:
+    def _stand_in(self, index: int, skipped: list[Skipped], *, epoch: int) -> Example:
         """The next sample that works, where all of a micro-batch failed. Its labels are removed."""
         ignored = list(skipped)
         for offset in range(1, len(self.samples)):
-            example = self._example((index + offset) % len(self.samples), ignored)
+            other = (index + offset) % len(self.samples)
+            example = self._example(other, ignored, epoch=epoch)
             if example is not None:
                 return example
         raise DataError(

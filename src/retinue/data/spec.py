@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from retinue.core.spec import Spec
+from retinue.data.augment import AugmentField, NoAugment
 from retinue.data.draw import EpochSpec
 from retinue.data.fill import FillField, NoFill
 from retinue.data.formats import FORMATS
@@ -64,6 +65,7 @@ class DataSpec(Spec):
     epoch: {samples, share: ratio|sqrt, replace}: an epoch of so many samples, shared out among the
         sources; None: as often as each source's ratio says.
     fill: {kind: black, count}: pictures nobody looks at up to a number, as the original pads.
+    augment: {kind: flip, share}: pictures mirrored by chance, anew in each epoch; in training only.
     on_error: stop at a broken sample, or skip it, count it and list it.
     validation: a fraction held out by the hash of the sample id, or the path of another file, whose
     media paths start at validation_root.
@@ -84,6 +86,7 @@ class DataSpec(Spec):
     on_error: Literal["error", "skip"] = "error"
     epoch: EpochSpec | None = None
     fill: FillField = NoFill()
+    augment: AugmentField = NoAugment()
 
     @model_validator(mode="after")
     def _consistent(self) -> DataSpec:

@@ -3,75 +3,32 @@
 trainable:
   "lm.**": {lora: {r: 128, alpha: 256}}
   "connector.**": {full: {lr: x0.1}}
+  "lm.model.embed_tokens.weight": {rows: {of: [<image>]}}
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
-from pydantic import Field, field_validator
 from torch import nn
 
 from retinue.core.errors import ConfigError
 from retinue.core.registry import nearest
-from retinue.core.spec import Spec
 from retinue.model.adapters import LoraTarget, add_lora, linears
+from retinue.model.freeze_rules import FullRule as FullRule
+from retinue.model.freeze_rules import FullSpec as FullSpec
+from retinue.model.freeze_rules import IdOf, RowsRule, rows_of
+from retinue.model.freeze_rules import LoraRule as LoraRule
+from retinue.model.freeze_rules import LoraSpec as LoraSpec
+from retinue.model.freeze_rules import Rule as Rule
+from retinue.model.freeze_rules import own_lr as own_lr
 from retinue.model.quant.swap import quantized_shapes
 
 NO_RULE = "(no rule)"
 ADAPTER_KEYS = (".lora_A.", ".lora_B.")
-
-
-class FullSpec(Spec):
-    """Train the weights themselves. lr: absolute, or `x0.1` = a tenth of the stage's."""
-
-    lr: float | str | None = None
-
-    @field_validator("lr")
-    @classmethod
-    def _readable(cls, value: float | str | None) -> float | str | None:
-        own_lr(value, 1.0)
-        return value
-
-
-class LoraSpec(FullSpec):
-    """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) on linear layers.
-
-    targets: last names of the layers (`q_proj`); None = all linears but the output head.
-    alpha: None = twice the rank.
-    """
-
-    r: int = Field(default=16, gt=0)
-    alpha: float | None = Field(default=None, gt=0)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    targets: tuple[str, ...] | None = None
-
-
-class LoraRule(Spec):
-    lora: LoraSpec
-
-
-class FullRule(Spec):
-    full: FullSpec
-
-
-Rule = Literal["frozen", "full"] | LoraRule | FullRule
-"""What stands behind a pattern in `trainable:`."""
-
-
-def own_lr(value: float | str | None, lr: float) -> float:
-    """A rule's learning rate under a stage's: None, absolute, or `x` and a factor."""
-    if value is None:
-        return lr
-    if isinstance(value, str):
-        found = re.fullmatch(r"x\s*([0-9.]+(?:e[-+]?\d+)?)", value.strip().lower())
-        if found is None:
-            raise ValueError(f"lr is a number or a factor such as 'x0.1', not {value!r}")
-        return lr * float(found[1])
-    return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,11 +45,15 @@ class TableRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainableTable:
-    """The rules' outcome. `rule_of`: trainable parameter (adapters included) -> its row."""
+    """The rules' outcome. `rule_of`: trainable parameter (adapters included) -> its row.
+
+    rows_of: parameters of which only some rows train -> these.
+    """
 
     rows: list[TableRow]
     rule_of: dict[str, int]
     lr: float
+    rows_of: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -158,12 +119,15 @@ def _regex(pattern: str) -> str:
     return "".join(parts)
 
 
-def apply_rules(model: nn.Module, rules: Mapping[str, Rule], *, lr: float) -> TrainableTable:
+def apply_rules(
+    model: nn.Module, rules: Mapping[str, Rule], *, lr: float, id_of: IdOf | None = None
+) -> TrainableTable:
     """Freeze, free and adapt the parameters of a model in place; the last matching rule wins.
 
-    Parameters that no rule names are frozen. lr: the stage's learning rate.
-    Raises ConfigError for a pattern that reaches nothing, if nothing is left to train, and for a
-    rule that would train quantized weights.
+    Parameters that no rule names are frozen. lr: the stage's learning rate. id_of: the ids of the
+    tokens whose rows train.
+    Raises ConfigError for a pattern that reaches nothing, if nothing is left to train, for a
+    rule that would train quantized weights, and for rows that are not there.
     """
     names = [plain(name) for name, _ in model.named_parameters() if not is_adapter(name)]
     sizes = {plain(name): parameter.numel() for name, parameter in model.named_parameters()}
@@ -176,6 +140,7 @@ def apply_rules(model: nn.Module, rules: Mapping[str, Rule], *, lr: float) -> Tr
     if targets:
         add_lora(model, targets)
     rule_of: dict[str, int] = {}
+    rows: dict[str, tuple[int, ...]] = {}
     for name, parameter in model.named_parameters():
         if is_adapter(name):
             layer = adapted_layer(name)
@@ -187,6 +152,11 @@ def apply_rules(model: nn.Module, rules: Mapping[str, Rule], *, lr: float) -> Tr
         parameter.requires_grad_(index is not None)
         if index is not None:
             rule_of[name] = index
+            rule = rules[patterns[index]]
+            if isinstance(rule, RowsRule):
+                rows[name] = rows_of(
+                    rule.rows, model, pattern=patterns[index], name=name, id_of=id_of
+                )
     if not rule_of:
         raise ConfigError(
             "nothing is trainable",
@@ -194,7 +164,7 @@ def apply_rules(model: nn.Module, rules: Mapping[str, Rule], *, lr: float) -> Tr
             rule=f"rules are {dict(rules)}",
             fix="give a pattern the value full or lora",
         )
-    return _table(model, rules, chosen=chosen, sizes=sizes, rule_of=rule_of, lr=lr)
+    return _table(model, rules, chosen=chosen, sizes=sizes, rule_of=rule_of, rows=rows, lr=lr)
 
 
 def is_adapter(name: str) -> bool:
@@ -263,7 +233,7 @@ def _refuse_frozen(rules: Mapping[str, Rule], chosen: Mapping[str, int | None]) 
 
 
 def _is_full(rule: Rule) -> bool:
-    return rule == "full" or isinstance(rule, FullRule)
+    return rule == "full" or isinstance(rule, FullRule | RowsRule)
 
 
 def _lora_targets(
@@ -301,32 +271,50 @@ def _table(
     chosen: Mapping[str, int | None],
     sizes: Mapping[str, int],
     rule_of: dict[str, int],
+    rows: dict[str, tuple[int, ...]],
     lr: float,
 ) -> TrainableTable:
-    rows = []
+    found = []
     now = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    for name, some in rows.items():
+        now[name] = len(some) * model.get_parameter(name).shape[-1]
     for index, (pattern, rule) in enumerate(rules.items()):
         own = [name for name, which in chosen.items() if which == index]
         mine = [name for name, which in rule_of.items() if which == index]
         adapters = [name for name in mine if is_adapter(name)]
-        spec = rule.lora if isinstance(rule, LoraRule) else None
-        factor = rule.full.lr if isinstance(rule, FullRule) else spec.lr if spec else None
-        rows.append(
+        found.append(
             TableRow(
                 group=pattern,
-                mode=f"lora r={spec.r}" if spec else "full" if _is_full(rule) else "frozen",
+                mode=_mode(rule),
                 parameters=len(own) + len(adapters),
                 trainable=sum(now[name] for name in mine),
                 total=sum(sizes[name] for name in own) + sum(now[name] for name in adapters),
-                lr=own_lr(factor, lr),
+                lr=own_lr(_factor(rule), lr),
             )
         )
     rest = [name for name, which in chosen.items() if which is None]
     if rest:
         total = sum(sizes[name] for name in rest)
-        rows.append(
+        found.append(
             TableRow(
                 group=NO_RULE, mode="frozen", parameters=len(rest), trainable=0, total=total, lr=lr
             )
         )
-    return TrainableTable(rows=rows, rule_of=rule_of, lr=lr)
+    return TrainableTable(rows=found, rule_of=rule_of, lr=lr, rows_of=rows)
+
+
+def _mode(rule: Rule) -> str:
+    if isinstance(rule, LoraRule):
+        return f"lora r={rule.lora.r}"
+    if isinstance(rule, RowsRule):
+        return f"rows {len(rule.rows.of)}"
+    return "full" if _is_full(rule) else "frozen"
+
+
+def _factor(rule: Rule) -> float | str | None:
+    """The rate that a rule sets for itself."""
+    if isinstance(rule, LoraRule):
+        return rule.lora.lr
+    if isinstance(rule, RowsRule):
+        return rule.rows.lr
+    return rule.full.lr if isinstance(rule, FullRule) else None

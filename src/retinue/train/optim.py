@@ -50,13 +50,15 @@ class Param:
     """What grouping must know of a parameter.
 
     module: class name of the module that owns it; rule: number of the trainable rule with a rate of
-    its own that it fell to, None for the stage's rate.
+    its own that it fell to, None for the stage's rate; partly: only some of its rows train, so that
+    none of it may decay.
     """
 
     name: str
     module: str
     dims: int
     rule: int | None = None
+    partly: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +134,9 @@ def group_parameters(
     for rule, rate in [(None, lr), *(own or {}).items()]:
         members = [param for param in params if param.rule == rule]
         for wanted, strength in ((True, weight_decay), (False, 0.0)):
-            names = [param.name for param in members if decays(param) == wanted]
+            names = [
+                param.name for param in members if (decays(param) and not param.partly) == wanted
+            ]
             groups.append(Group(lr=rate, weight_decay=strength, names=names))
     return groups
 
@@ -158,6 +162,7 @@ def describe_parameters(
                     module=type(owner).__name__,
                     dims=parameter.dim(),
                     rule=rule if rule in own else None,
+                    partly=name in table.rows_of,
                 )
             )
     return params, own

@@ -116,7 +116,9 @@ def _run_stage(run: Run, number: int, stage: StageSpec, state: TrainState | None
         merged = merge_adapters(model)
         run.trained = dict.fromkeys([n for n in run.trained if ".lora_" not in n] + merged)
     seed_all(spec.seed, "stage", stage.name)
-    table = apply_rules(model, stage.trainable, lr=stage.optim.lr)
+    table = apply_rules(
+        model, stage.trainable, lr=stage.optim.lr, id_of=run.processor.tokenizer.id_of
+    )
     prepare(model, compute=spec.parallel)
     run.tables[stage.name] = table
     run.trained |= dict.fromkeys(plain(name) for name in table.names)

@@ -22,6 +22,7 @@ from retinue.train.objectives import OBJECTIVES
 from retinue.train.objectives.base import Objective
 from retinue.train.optim import make_optimizer, set_rates
 from retinue.train.prepare import finite, visual_parameters
+from retinue.train.rows import Rows
 from retinue.train.schedule import factor
 from retinue.train.spec import StageSpec
 from retinue.train.weigh import weighed
@@ -81,6 +82,7 @@ class Trainer:
         self.objective.check(model)
         self.ranks.check(self.objective)
         self.optimizer, self.groups = make_optimizer(model, table, spec=stage.optim)
+        self.rows = Rows(model, table.rows_of)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.visual: Sequence[nn.Parameter] = visual_parameters(model)
         self.step = 0
@@ -125,6 +127,7 @@ class Trainer:
                 )
             self.ranks.add_gradients(self.model)
             self.ranks.release()
+        self.rows.still()
         if not views:
             IDLE[self.stage.idle_visual](self.visual)
         norm = self.ranks.clip(self.parameters, self.stage.optim.clip).to(self.device)
