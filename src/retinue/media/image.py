@@ -102,7 +102,7 @@ def load_pixels(
             file.seek(0)
             try:
                 array = codec.decode_jpeg(
-                    file.read(), colorspace="RGB", fastdct=False, fastupsample=False
+                    file.read(), colorspace="RGBX", fastdct=False, fastupsample=False
                 )
             except ValueError:
                 pass  # damaged: Pillow repairs what it can, and says what it cannot

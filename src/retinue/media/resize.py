@@ -23,6 +23,7 @@ from torch.nn.functional import interpolate
 
 from retinue.core.errors import MediaError
 from retinue.media.buffer import shared_array
+from retinue.media.window import resize_window, serves
 
 Mode = Literal["exact", "fast"]
 Interpolation = Literal["bicubic", "bilinear", "lanczos", "nearest"]
@@ -44,12 +45,12 @@ MAX_CANVAS = 178_956_970
 
 
 def to_tensor(image: PILImage | np.ndarray[Any, Any]) -> Tensor:
-    """uint8 tensor (3, H, W) of an RGB image or (H, W, 3) array; channels stay innermost.
+    """uint8 tensor (3, H, W) of an RGB image or (H, W, 3 or 4) array; channels stay innermost.
 
     It may share the image's memory: read it, never write into it.
     """
     if not isinstance(image, PILImage):
-        return torch.from_numpy(image).permute(2, 0, 1)
+        return torch.from_numpy(image).permute(2, 0, 1)[:3]
     shared = shared_array(image)
     array = np.array(image) if shared is None else shared
     return torch.from_numpy(array).permute(2, 0, 1)[:3]
@@ -143,12 +144,33 @@ def resize(picture: Picture, size: Size, *, interpolation: Interpolation = "bicu
         return picture
     if isinstance(picture, PILImage):
         return picture.resize((size[1], size[0]), FILTERS[interpolation])
+    if _compiled(picture, size, interpolation):
+        return resize_window(picture, size, place=(0, 0, *size), interpolation=interpolation)
     if interpolation in ("lanczos", "nearest"):  # torch has no such filter, or rounds otherwise
         return to_tensor(to_pil(picture).resize((size[1], size[0]), FILTERS[interpolation]))
     pixels_CHW = _with_fourth(picture)
     for step in _passes(size_of(picture), size):
         pixels_CHW = interpolate(pixels_CHW[None], size=step, mode=interpolation, antialias=True)[0]
     return pixels_CHW[:3]
+
+
+def resize_middle(
+    picture: Picture, size: Size, *, middle: Size, interpolation: Interpolation = "bicubic"
+) -> Picture:
+    """`centre_crop` after `resize`; the middle is computed alone where it can be."""
+    corner = _corner(size, middle)
+    if (
+        not isinstance(picture, PILImage)
+        and size_of(picture) != size
+        and min(corner) >= 0
+        and _compiled(picture, size, interpolation)
+    ):
+        return resize_window(picture, size, place=(*corner, *middle), interpolation=interpolation)
+    return centre_crop(resize(picture, size, interpolation=interpolation), middle)
+
+
+def _compiled(picture: Tensor, size: Size, interpolation: Interpolation) -> bool:
+    return len(_passes(size_of(picture), size)) == 1 and serves(picture, interpolation)
 
 
 def _with_fourth(pixels_CHW: Tensor) -> Tensor:
@@ -186,8 +208,12 @@ def crop(picture: Picture, *, top: int, left: int, size: Size) -> Picture:
 
 def centre_crop(picture: Picture, size: Size) -> Picture:
     """The middle `size` of a picture, its corner rounded down; black where it is too small."""
-    height, width = size_of(picture)
-    return crop(picture, top=(height - size[0]) // 2, left=(width - size[1]) // 2, size=size)
+    top, left = _corner(size_of(picture), size)
+    return crop(picture, top=top, left=left, size=size)
+
+
+def _corner(size: Size, middle: Size) -> tuple[int, int]:
+    return (size[0] - middle[0]) // 2, (size[1] - middle[1]) // 2
 
 
 def letterbox(picture: Picture, size: Size, *, colour: tuple[int, int, int] = (0, 0, 0)) -> Picture:

@@ -13,7 +13,15 @@ from torch import Tensor
 
 from retinue.core.spec import Spec as Base
 from retinue.media import VIEWS
-from retinue.media.resize import Interpolation, Mode, Picture, Size, in_mode, resize
+from retinue.media.resize import (
+    Interpolation,
+    Mode,
+    Picture,
+    Size,
+    in_mode,
+    resize,
+    resize_middle,
+)
 from retinue.types import Grid
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -53,6 +61,10 @@ class StreamSpec(Base):
     def resize(self, picture: Picture, size: Size) -> Picture:
         """Resample with this stream's filter."""
         return resize(picture, size, interpolation=self.interpolation)
+
+    def resize_middle(self, picture: Picture, size: Size) -> Picture:
+        """The middle of it, as large as a view of this stream."""
+        return resize_middle(picture, size, middle=self.size, interpolation=self.interpolation)
 
 
 class ViewPolicy(Base):

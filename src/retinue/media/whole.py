@@ -14,7 +14,6 @@ from retinue.media.resize import (
     Picture,
     Size,
     canvas_size,
-    centre_crop,
     check_canvas,
     colour_of,
     letterbox,
@@ -44,8 +43,8 @@ class Single(ViewPolicy):
         picture = stream.prepare(image)
         if self._misread(size):
             picture = stream.prepare(pixels(picture).permute(1, 2, 0))
-        picture = stream.resize(picture, self._resized(size, stream))
-        return pixels(centre_crop(picture, stream.size))[None], grid
+        picture = stream.resize_middle(picture, self._resized(size, stream))
+        return pixels(picture)[None], grid
 
     def grid(self, size: Size, stream: StreamSpec) -> Grid:
         check_canvas(self._resized(size, stream), what="view policy 'single'")

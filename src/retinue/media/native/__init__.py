@@ -1,0 +1,1 @@
+"""Pictures in C++; the sources stand in this folder."""
