@@ -1,35 +1,18 @@
 """LLaVA's controller and workers over loopback: workers come, answer side by side, and go."""
 
-import contextlib
 import json
 import time
 
 import pytest
 
 from loopback_app import free_port, listening
-from retinue.serve.app import create_app
 from retinue.serve.llava import BUSY
 from retinue.serve.llava.controller import Controller, create_controller
 from retinue.serve.llava.link import post, stream
 from retinue.serve.llava.words import Words
-from retinue.serve.llava.worker import Worker, add_worker, pools
-from retinue.serve.service import Service
-from tiny import tiny_model
+from tiny_workers import worker
 
 EXPIRY = 0.4
-
-
-@contextlib.contextmanager
-def worker(name, seed, controller):
-    model, processor = tiny_model(seed=seed)
-    pools(model, processor)
-    service, port = Service(model, processor, name=name), free_port()
-    app = create_app(service)
-    own = f"http://127.0.0.1:{port}"
-    add_worker(app, Worker(service=service, address=own, controller=controller, beat=0.1))
-    with listening(app, port=port):
-        yield service
-    service.engine.check_integrity()
 
 
 def until(condition):

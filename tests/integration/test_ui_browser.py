@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
+from browser import ask, launched, needs_chromium, opened, until
 from loopback_app import listening
 from retinue.demo.ui.client import Client, Model
 from retinue.demo.ui.mount import with_page
@@ -24,10 +24,8 @@ from retinue.serve.service import ServeSpec, Service
 from tiny import picture
 from tiny_families import elastic
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+pytestmark = needs_chromium
 BOX = "the middle [0.25,0.25,0.75,0.75]"
-WAIT = 60_000
 
 
 class Scripted:
@@ -65,12 +63,8 @@ def event(body: dict[str, Any]) -> str:
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with launched() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -80,80 +74,56 @@ def scripted() -> Iterator[tuple[Scripted, str]]:
         yield server, own
 
 
-def opened(browser: Any, address: str, outside: list[str]) -> Any:
-    tab = browser.new_page(viewport={"width": 1280, "height": 860})
-    tab.set_default_timeout(WAIT)
-    own = (address, "data:", "blob:")
-    tab.on("request", lambda r: None if r.url.startswith(own) else outside.append(r.url))
-    tab.goto(address)
-    tab.wait_for_selector("#question textarea")
-    return tab
-
-
-def ask(tab: Any, text: str, file: Path | None = None) -> None:
-    if file is not None:
-        tab.set_input_files("#question input[type=file]", str(file))
-        tab.wait_for_selector("#question img")
-    tab.fill("#question textarea", text)
-    tab.press("#question textarea", "Enter")
-
-
 def test_the_page_over_a_server(chromium: Any, scripted: Any, tmp_path: Path) -> None:
     server, address = scripted
     file, outside = tmp_path / "a.png", []
     picture(1, width=48, height=48).save(file)
-    tab = opened(chromium, address, outside)
-    server.slow = 0.15
-    ask(tab, "Where is it?", file)
-    tab.wait_for_selector("#answer >> text=one:")
-    early = tab.inner_text("#answer")
-    assert BOX not in early  # the answer is shown while it comes
-    tab.wait_for_selector(f"#answer >> text={BOX}")
-    tab.wait_for_selector("#answer >> text=4 visual tokens")
-    tab.wait_for_function("document.querySelectorAll('#answer img').length == 2")  # and the box
-    assert tab.input_value("#question textarea") == ""
-    body = server.seen[-1]
-    assert body["model"] == "one"
-    assert "visual_tokens" not in body
-    assert body["messages"][-1]["content"][0]["image_url"]["url"].startswith("data:image/png;")
-    server.slow = 0.0
+    with opened(chromium, address, outside) as tab:
+        server.slow = 0.15
+        ask(tab, "Where is it?", file)
+        tab.wait_for_selector("#answer >> text=one:")
+        early = tab.inner_text("#answer")
+        assert BOX not in early  # the answer is shown while it comes
+        tab.wait_for_selector(f"#answer >> text={BOX}")
+        tab.wait_for_selector("#answer >> text=4 visual tokens")
+        tab.wait_for_function("document.querySelectorAll('#answer img').length == 2")  # and the box
+        assert tab.input_value("#question textarea") == ""
+        body = server.seen[-1]
+        assert body["model"] == "one"
+        assert "visual_tokens" not in body
+        assert body["messages"][-1]["content"][0]["image_url"]["url"].startswith("data:image/png;")
+        server.slow = 0.0
 
-    # a smaller budget, and a further turn that carries what was said
-    slider = tab.locator("#budget input[type=number]")
-    slider.fill("1")
-    slider.press("Enter")
-    tab.wait_for_selector("#budget >> text=Visual tokens per view: 1")
-    ask(tab, "And now?")
-    tab.wait_for_function("document.querySelector('#answer').innerText.includes('And now?')")
-    until(lambda: len(server.seen) == 2)
-    assert server.seen[1]["visual_tokens"] == 1
-    roles = [message["role"] for message in server.seen[1]["messages"]]
-    assert roles == ["user", "assistant", "user"]
+        # a smaller budget, and a further turn that carries what was said
+        slider = tab.locator("#budget input[type=number]")
+        slider.fill("1")
+        slider.press("Enter")
+        tab.wait_for_selector("#budget >> text=Visual tokens per view: 1")
+        ask(tab, "And now?")
+        tab.wait_for_function("document.querySelector('#answer').innerText.includes('And now?')")
+        until(lambda: len(server.seen) == 2)
+        assert server.seen[1]["visual_tokens"] == 1
+        roles = [message["role"] for message in server.seen[1]["messages"]]
+        assert roles == ["user", "assistant", "user"]
 
-    # two models side by side; the server's refusal is shown
-    tab.click("#beside input")
-    tab.click("ul[role=listbox] >> text=two")
-    tab.wait_for_selector("#other", state="visible")
-    ask(tab, "please refuse")
-    tab.wait_for_selector("#answer >> text=No answer: not today")
-    tab.wait_for_selector("#other >> text=No answer: not today")
-    assert {body["model"] for body in server.seen[2:]} == {"one", "two"}
+        # two models side by side; the server's refusal is shown
+        tab.click("#beside input")
+        tab.click("ul[role=listbox] >> text=two")
+        tab.wait_for_selector("#other", state="visible")
+        ask(tab, "please refuse")
+        tab.wait_for_selector("#answer >> text=No answer: not today")
+        tab.wait_for_selector("#other >> text=No answer: not today")
+        assert {body["model"] for body in server.seen[2:]} == {"one", "two"}
 
-    # regenerate asks the same again, clear forgets
-    count = len(server.seen)
-    tab.click("#again")
-    until(lambda: len(server.seen) == count + 2)
-    tab.click("#clear")
-    tab.wait_for_function("!document.querySelector('#answer').innerText.includes('Where is it?')")
-    assert outside == []
-    tab.close()
-
-
-def until(condition: Any, *, seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
+        # regenerate asks the same again, clear forgets
+        count = len(server.seen)
+        tab.click("#again")
+        until(lambda: len(server.seen) == count + 2)
+        tab.click("#clear")
+        tab.wait_for_function(
+            "!document.querySelector('#answer').innerText.includes('Where is it?')"
+        )
+        assert outside == []
 
 
 def test_the_page_on_a_models_own_server(chromium: Any, tmp_path: Path) -> None:
@@ -172,11 +142,9 @@ def test_the_page_on_a_models_own_server(chromium: Any, tmp_path: Path) -> None:
     client = LateClient(url="", key="the-pages")
     blocks = page(client, models=models)
     api = create_app(Models([service]))
-    with listening(with_page(blocks, api=api, password=("me", "secret"))) as address:
+    front = with_page(blocks, api=api, password=("me", "secret"))
+    with listening(front) as address, opened(chromium, f"{address}/ui/", []) as tab:
         client.address.append(address)
-        tab = chromium.new_page()
-        tab.set_default_timeout(WAIT)
-        tab.goto(f"{address}/ui/")
         tab.fill("input[type=text], label:has-text('username') input, textarea", "me")
         tab.fill("input[type=password]", "secret")
         tab.keyboard.press("Enter")
@@ -191,7 +159,6 @@ def test_the_page_on_a_models_own_server(chromium: Any, tmp_path: Path) -> None:
         tab.wait_for_selector("#budget >> text=Visual tokens per view: 4")
         tab.click("#again")
         tab.wait_for_selector("#answer >> text=4 visual tokens")
-        tab.close()
 
 
 class LateClient(Client):

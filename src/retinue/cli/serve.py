@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,6 +12,7 @@ from retinue.cli import answering as opt
 from retinue.cli.common import Device, Quant, QuantEncoders, QuantHead, examples, note, verb
 from retinue.cli.listening import address_of, api_keys, bound, run
 from retinue.cli.sharing import TensorParallel, sharing
+from retinue.cli.ui import credentials, offered, paged
 from retinue.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ app = verb()
         "retinue serve runs/sft/model --adapter art=runs/art/adapter --image-host example.org",
         "retinue serve small=runs/tiny/model large=runs/sft/model --admin-key-file admin.txt",
         "retinue serve runs/sphinx-13b/model --tp 2",
+        "retinue serve runs/sft/model --ui --password me:secret --host 0.0.0.0",
         "retinue serve --backend http://gpu1:8000 --backend http://gpu2:8000 --port 80",
         "retinue serve --as controller --port 21001",
         "retinue serve runs/m3/model --as worker --controller http://localhost:21001 --port 21002",
@@ -146,6 +149,13 @@ def serve(
     grace: Annotated[
         int, typer.Option(min=0, help="Seconds that replies under way get when told to stop.")
     ] = 30,
+    ui: Annotated[
+        bool, typer.Option("--ui", help="The web chat at /ui of the same server, for its models.")
+    ] = False,
+    password: Annotated[
+        str | None,
+        typer.Option(metavar="USER:PASSWORD", help="Of --ui: what the page asks visitors for."),
+    ] = None,
     template: opt.Template = None,
     adapter: Annotated[
         list[str] | None,
@@ -167,8 +177,25 @@ def serve(
 
     for module in ("fastapi", "uvicorn"):
         need(module, extra="serve", purpose="retinue serve")
+    if ui:
+        need("gradio", extra="ui", purpose="retinue serve --ui")
+        need("httpx", extra="serve", purpose="retinue serve --ui")
     keys = api_keys(api_key_file)
     admin = api_keys(admin_key_file, variable="RETINUE_ADMIN_KEYS")
+    if ui and (backend or role == "controller"):
+        raise ConfigError(
+            "--ui without a model of one's own", where="retinue serve", fix="`retinue ui URL`"
+        )
+    if ui and keys and password is None:
+        raise ConfigError(
+            "the page would let everyone past the keys",
+            where="--ui",
+            fix="--password USER:PASSWORD for its visitors",
+        )
+    if password is not None and not ui:
+        raise ConfigError("no page to ask for it", where="--password", fix="add --ui")
+    visitor = credentials(password)
+    inner = secrets.token_hex(16) if ui and keys else ""  # the page's own key
     if tp and (backend or role == "controller"):
         raise ConfigError("--tp without a model of one's own", where="retinue serve")
     # a follower leaves before it would listen, and must not take the port
@@ -251,7 +278,7 @@ def serve(
                     "full": shrink_full,
                     "floor": shrink_floor,
                 },
-                "keys": keys,
+                "keys": (*keys, inner) if inner else keys,
                 "admin": admin,
             },
             where="serve",
@@ -309,6 +336,19 @@ def serve(
                 service=models.first, address=worker_address or own, controller=controller
             )
             add_worker(served, worker)
-        note(f"{', '.join(services)} at {own}/v1{locked}")
+        if ui:
+            from retinue.demo.ui.page import Extras
+
+            served = paged(
+                served,
+                offered(services.values()),
+                own,
+                key=inner,
+                password=visitor,
+                extras=Extras(),
+                upload_bytes=max_body_mb * 2**20,
+            )
+        page = f", the web chat at {own}/ui" if ui else ""
+        note(f"{', '.join(services)} at {own}/v1{locked}{page}")
         with shared.watched():
             run(served, link, grace=grace)

@@ -1,9 +1,9 @@
-"""`retinue ui`: the web chat, over models of its own or a server that is there already."""
+"""`retinue ui`: the web chat, over models of its own or servers that are there already."""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,10 +18,11 @@ from retinue.core.errors import ConfigError
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from retinue.demo.ui.client import Model
+    from retinue.demo.ui.client import Model, Server
     from retinue.demo.ui.page import Extras
     from retinue.model.retinue import Retinue
     from retinue.processor import Processor
+    from retinue.serve.service import Service
 
 app = verb()
 
@@ -33,17 +34,26 @@ app = verb()
         "retinue ui runs/sphinx/model --sam sam_vit_h_4b8939.pth",
         "retinue ui runs/sphinx-13b/model --tp 2",
         "retinue ui http://gpu1:8000 --password me:secret --host 0.0.0.0",
+        "retinue ui --controller http://localhost:21001",
     )
 )
 def ui(
     targets: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="[NAME=]PATH... | URL",
             help="Models to load (folders or hub ids), or one server of the OpenAI API.",
             show_default=False,
         ),
-    ],
+    ] = None,
+    controller: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Instead: LLaVA's controller, whose workers answer; they may come and go. "
+            "--template: how workers that are not ours are asked; default: by the model's name.",
+        ),
+    ] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0: every network.")
     ] = "127.0.0.1",
@@ -102,22 +112,28 @@ def ui(
         need(module, extra="serve", purpose="retinue ui")
     user = credentials(password)
     extras = extras_of(sam, t2i, box_style, title, device)
-    from retinue.demo.ui.client import Client
-    from retinue.demo.ui.mount import with_page
-    from retinue.demo.ui.page import page
-
     keys = api_keys(api_key_file)
-    elsewhere = len(targets) == 1 and targets[0].startswith(("http://", "https://"))
+    targets = targets or []
+    if bool(targets) == bool(controller):
+        raise ConfigError(
+            "models and a controller besides" if targets else "no model is named",
+            where="retinue ui",
+            fix="name either folders, hub ids or one URL, or --controller URL",
+        )
+    elsewhere = controller or (targets[0] if len(targets) == 1 and is_url(targets[0]) else None)
     if (tp or 1) > 1 and (elsewhere or len(targets) > 1):
         raise ConfigError("--tp shares one model of one's own", where="retinue ui")
     # a follower leaves before it would listen, and must not take the port
     with sharing(tp) as shared, bound(host, 0 if shared.follows else port) as link:
         own = address_of(link)
-        if elsewhere:
-            url = targets[0].rstrip("/").removesuffix("/v1")
-            client = Client(url=url, key=keys[0] if keys else "")
-            front = with_page(page(client, extras=extras), password=user, path="")
-            note(f"the page at {own}, answers by {url}")
+        if elsewhere is not None:
+            from retinue.demo.ui.mount import with_page
+            from retinue.demo.ui.page import page
+
+            key = keys[0] if keys else ""
+            server = reached(elsewhere, key=key, controller=bool(controller), template=template)
+            front = with_page(page(server, extras=extras), password=user, path="")
+            note(f"the page at {own}, answers by {elsewhere}")
             run(front, link, grace=grace)
             return
 
@@ -144,11 +160,7 @@ def ui(
             requests=max_requests,
             keys=(*keys, inner) if keys else (),
         )
-        address = own.replace("0.0.0.0", "127.0.0.1").replace("[::]", "[::1]")
-        client = Client(url=address, key=inner if keys else "")
-        front = with_page(
-            page(client, models=models, extras=extras), api=api, password=user, path="/ui"
-        )
+        front = paged(api, models, own, key=inner if keys else "", password=user, extras=extras)
         note(f"the page at {own}/ui, the OpenAI API at {own}/v1")
         with shared.watched():
             run(front, link, grace=grace)
@@ -164,8 +176,7 @@ def served(
     keys: tuple[str, ...],
 ) -> tuple[FastAPI, list[Model]]:
     """The API over models that are loaded here, and what the page offers of them."""
-    from retinue.demo.ui.client import Model
-    from retinue.serve.app import cards, create_app
+    from retinue.serve.app import create_app
     from retinue.serve.engine import EngineSpec
     from retinue.serve.models import Models
     from retinue.serve.opening import Opening, named_paths
@@ -178,11 +189,56 @@ def served(
         base=base,
     )
     services = [opening.service(path, name) for name, path in named_paths(targets, None).items()]
-    rows = [card for service in services for card in cards(service)]
-    known = [
-        Model(name=row["id"], budgets=tuple(row["visual_token_budgets"] or ())) for row in rows
+    return create_app(Models(services)), offered(services)
+
+
+def offered(services: Iterable[Service]) -> list[Model]:
+    """What the page offers of models that are served here."""
+    from retinue.demo.ui.client import Model
+    from retinue.serve.app import cards
+
+    return [
+        Model(name=row["id"], budgets=tuple(row["visual_token_budgets"] or ()))
+        for service in services
+        for row in cards(service)
     ]
-    return create_app(Models(services)), known
+
+
+def paged(
+    api: FastAPI,
+    models: list[Model],
+    own: str,
+    *,
+    key: str,
+    password: tuple[str, str] | None,
+    extras: Extras,
+    upload_bytes: int = 64 * 2**20,
+) -> FastAPI:
+    """The API with the page beside it, at /ui. own: where both will listen; key: the page's."""
+    from retinue.demo.ui.client import Client
+    from retinue.demo.ui.mount import with_page
+    from retinue.demo.ui.page import page
+
+    address = own.replace("0.0.0.0", "127.0.0.1").replace("[::]", "[::1]")
+    blocks = page(Client(url=address, key=key), models=models, extras=extras)
+    return with_page(blocks, api=api, password=password, upload_bytes=upload_bytes)
+
+
+def reached(url: str, *, key: str, controller: bool, template: str | None) -> Server:
+    """A server that is there already; without `controller`, it is found out which kind."""
+    from retinue.demo.ui.controller import ControllerClient, server_at
+    from retinue.text.template import resolve
+
+    if not is_url(url):
+        raise ConfigError(f"{url!r} is no URL", where="--controller", rule="http://host:port")
+    dialect = None if template is None else resolve(template)
+    if controller:
+        return ControllerClient(url=url.rstrip("/"), key=key, template=dialect)
+    return server_at(url, key=key, template=dialect)
+
+
+def is_url(text: str) -> bool:
+    return text.startswith(("http://", "https://"))
 
 
 def credentials(text: str | None) -> tuple[str, str] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 
@@ -28,10 +28,22 @@ class Model:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """Text that goes on the answer; the last piece says what was spent."""
+    """Text that goes on the answer, or `anew` is all of it; the last says what was spent."""
 
     text: str = ""
     usage: dict[str, Any] | None = None
+    anew: bool = False
+    note: str = ""
+
+
+class Server(Protocol):
+    """Whatever the page can ask."""
+
+    def models(self) -> list[Model]:
+        """All models, the default first. Raises EnvError where the server cannot be reached."""
+
+    def stream(self, body: dict[str, Any]) -> Iterator[Piece]:
+        """Pieces of the answer to a chat request. Raises RefusedError."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
+# gradio would summarise its last 10,000 events after every further one, for a page nobody opens
+os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(10**12))
+os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "1")
 
 import gradio as gr
 from PIL.Image import Image, Resampling
@@ -17,14 +20,18 @@ from PIL.Image import Image, Resampling
 from retinue.core.errors import MediaError, RetinueError
 from retinue.demo.drawing import Segment, draw
 from retinue.demo.t2i import Painter
-from retinue.demo.ui.client import Client, Model, RefusedError
+from retinue.demo.ui.client import Model, RefusedError, Server
+from retinue.demo.ui.roster import NOBODY, SPACING_S, Roster
 from retinue.demo.ui.talk import Talk, Wish, pictures_of
 from retinue.media.image import load_image
 
-NOBODY = "(nobody)"
 ALL_TOKENS = "all"
 CSS = "footer {display: none !important} .gradio-container {max-width: 1280px !important}"
 FRAMES = 6
+EVERY_S = 10.0
+"""Seconds between two looks at the server's models."""
+AT_ONCE = 32
+"""Questions of different visitors that are answered side by side."""
 LEAST = 360
 """Pixels that the longer side of a drawn picture should have."""
 
@@ -46,14 +53,15 @@ class Extras:
 class Handlers:
     """What the page does. Pictures it makes are files in `folder`, which the page may read."""
 
-    client: Client
+    client: Server
     extras: Extras
     folder: Path
 
     def ask(
-        self, talks: Talks, box: dict[str, Any] | None, frames: int, *rest: Any
+        self, talks: Talks, box: dict[str, Any] | None, frames: int, model: str | None, *rest: Any
     ) -> Iterator[Any]:
         """A new question to one model or two, answers as they come."""
+        chosen = somebody(model)
         text, files = (box or {}).get("text", "").strip(), (box or {}).get("files") or []
         if not text and not files:
             raise gr.Error("Write a question, or add a picture.", print_exception=False)
@@ -63,16 +71,17 @@ class Handlers:
             raise gr.Error(str(error), print_exception=False) from None
         for talk in talks:
             talk.ask(text or "What is this?", pictures)
-        yield from self.answer(talks, *rest)
+        yield from self.answer(talks, chosen, *rest)
 
-    def again(self, talks: Talks, *rest: Any) -> Iterator[Any]:
+    def again(self, talks: Talks, model: str | None, *rest: Any) -> Iterator[Any]:
         """The last question once more."""
+        chosen = somebody(model)
         if not talks[0].turns:
             raise gr.Error("There is no question yet.", print_exception=False)
         for talk in talks:
             if talk.turns:
                 talk.change(answer="", note="", shown=())
-        yield from self.answer(talks, *rest)
+        yield from self.answer(talks, chosen, *rest)
 
     def answer(
         self, talks: Talks, model: str, other: str, tokens: str, drawn: bool, *rest: Any
@@ -96,8 +105,10 @@ class Handlers:
         text = ""
         try:
             for piece in self.client.stream(wish.body(talk.turns)):
-                text += piece.text
-                talk.change(answer=text, note=spent(piece.usage) or talk.turns[-1].note)
+                if piece.text or piece.anew:
+                    text = piece.text if piece.anew else text + piece.text
+                note = spent(piece.usage) or piece.note or talk.turns[-1].note
+                talk.change(answer=text, note=note)
                 yield True
         except RefusedError as refusal:
             talk.change(note=f"No answer: {refusal}")
@@ -138,6 +149,13 @@ class Handlers:
         os.close(handle)
         picture.save(path)
         return path
+
+
+def somebody(model: str | None) -> str:
+    """The chosen model. Raises gradio's error where there is none to choose."""
+    if not model:
+        raise gr.Error("No model is there yet.", print_exception=False)
+    return model
 
 
 def enlarged(picture: Image) -> Image:
@@ -197,20 +215,31 @@ def cleared() -> Any:
     return [], [], (Talk(), Talk()), None
 
 
-def choices_of(models: list[Model], name: str) -> list[str]:
+def steps_of(budgets: tuple[int, ...]) -> list[str]:
     """Budgets of a model as the slider's steps, all tokens last."""
-    found = next((model.budgets for model in models if model.name == name), ())
-    return [str(number) for number in sorted(found)[:-1]] + [ALL_TOKENS]
+    return [str(number) for number in sorted(budgets)[:-1]] + [ALL_TOKENS]
 
 
 def page(
-    client: Client, *, models: list[Model] | None = None, extras: Extras | None = None
+    client: Server,
+    *,
+    models: list[Model] | None = None,
+    extras: Extras | None = None,
+    every: float = EVERY_S,
 ) -> gr.Blocks:
-    """The web chat over a server. models: None = ask it. Raises EnvError where none answers."""
-    extras, models = extras or Extras(), client.models() if models is None else models
+    """The web chat over a server, asked for its models every so many seconds.
+
+    models: those it begins with, None = ask it now. Raises EnvError where none answers.
+    """
+    extras = extras or Extras()
+    roster = Roster(
+        server=client,
+        models=client.models() if models is None else models,
+        spacing=min(SPACING_S, every / 2),
+    )
     folder = Path(tempfile.mkdtemp(prefix="retinue-ui-"))
     do = Handlers(client=client, extras=extras, folder=folder)
-    names = [model.name for model in models]
+    names = roster.names
     with gr.Blocks(title=extras.title, analytics_enabled=False, fill_height=True) as blocks:
         talks = gr.State((Talk(), Talk()))
         gr.Markdown(f"## {extras.title}")
@@ -242,11 +271,13 @@ def page(
                         "Paint the answer", visible=extras.paint is not None, elem_id="paint"
                     )
             with gr.Column(scale=1, min_width=280):
-                model = gr.Dropdown(names, value=names[0], label="Model", elem_id="model")
+                model = gr.Dropdown(
+                    names, value=names[0] if names else None, label="Model", elem_id="model"
+                )
                 other = gr.Dropdown(
                     [NOBODY, *names], value=NOBODY, label="Ask beside it", elem_id="beside"
                 )
-                steps = choices_of(models, names[0])
+                steps = steps_of(roster.budgets(names[0] if names else None))
                 tokens = gr.State(ALL_TOKENS)
                 budget = gr.Slider(
                     1, max(2, len(steps)), value=len(steps), step=1, elem_id="budget",
@@ -258,16 +289,23 @@ def page(
         held = gr.State(steps)
         inputs = [model, other, tokens, drawn, *controls[1:]]
         outputs = [left, right, talks]
-        asked = box.submit(do.ask, [talks, box, controls[0], *inputs], outputs)
+        asked = box.submit(
+            do.ask, [talks, box, controls[0], *inputs], outputs, concurrency_limit=AT_ONCE
+        )
         asked.success(lambda: None, None, box)
-        repeated = again.click(do.again, [talks, *inputs], outputs)
+        repeated = again.click(do.again, [talks, *inputs], outputs, concurrency_limit=AT_ONCE)
         stop.click(None, cancels=[asked, repeated])
         clear.click(cleared, None, [left, right, talks, box], cancels=[asked, repeated])
         if extras.paint is not None:
             paint.click(do.paint, talks, outputs)
         other.change(lambda name: gr.update(visible=name != NOBODY), other, right)
-        model.change(lambda name: fresh(choices_of(models, name)), model, [budget, tokens, held])
+        model.change(
+            lambda name: fresh(steps_of(roster.budgets(name))), model, [budget, tokens, held]
+        )
         budget.change(moved, [budget, held], [budget, tokens])
+        lists = [model, other, gr.State(names)]
+        blocks.load(roster.opened, lists, lists, show_progress="hidden")
+        gr.Timer(every).tick(roster.changed, lists, lists, show_progress="hidden")
     return blocks
 
 
