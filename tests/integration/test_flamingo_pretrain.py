@@ -6,7 +6,9 @@ import json
 import tarfile
 
 import pytest
+import torch
 
+import retinue
 import tiny
 import tiny_recipe
 from retinue.cli.main import run
@@ -86,3 +88,22 @@ def test_every_step_has_both_sources_and_a_weight_for_each(recipe, tmp_path):
     ]  # fmt: skip
     assert all(loss > 0 for loss in alone)
     assert both[1] == pytest.approx(sum(alone), rel=1e-5)
+
+
+def test_two_rows_of_the_word_table_train(recipe, tmp_path):
+    """The others keep their bits; half of the pictures are seen in a mirror."""
+    path, overrides = recipe
+    overrides = [*overrides, "stages.0.schedule.warmup=0", "stages.0.optim.lr=1e-2"]
+    with_mirror, without = (
+        train((path, [*overrides, f"data.augment={augment}"]), tmp_path / name)
+        for name, augment in (("flip", "{kind: flip, share: 0.5}"), ("plain", "{kind: none}"))
+    )
+    assert with_mirror != without
+    _, processor = retinue.load(tmp_path / "base")
+    tables = [
+        retinue.load(folder)[0].get_parameter("lm.transformer.wte.weight").detach()
+        for folder in (tmp_path / "base", tmp_path / "flip/model")
+    ]
+    moved = (tables[0].view(torch.int32) != tables[1].view(torch.int32)).any(dim=1)
+    marks = [processor.tokenizer.id_of(name) for name in ("<image>", "<|endofchunk|>")]
+    assert moved.nonzero().flatten().tolist() == sorted(marks)
