@@ -1,6 +1,6 @@
 """A window of a resampled picture, compiled: what lies outside of it is never computed.
 
-Legend: C H W pixels. Within a grey level of Pillow, as torch's resampling is; for pictures with
+Legend: C H W pixels. The bits are those of torch's resampling of the whole; for pictures with
 four bytes a pixel, which is how Pillow and simplejpeg's RGBX lay them out.
 """
 

@@ -1,7 +1,7 @@
 // Resampling of pictures with four bytes a pixel, only where a window of the result lies.
 //
-// Rows first, rounded to grey levels, then columns, as Pillow and torch do; weights have 16 bits, so
-// a level may be one away from Pillow's. Four rows, or 16 pixels, are computed side by side.
+// Rows first, rounded to grey levels, then columns, with weights of 16 bits: the very levels of torch's
+// own resampling. Four rows, or 16 pixels, are computed side by side.
 
 #include <algorithm>
 #include <cstdint>
