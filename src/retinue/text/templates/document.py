@@ -25,7 +25,7 @@ class Document(Dialogue):
         for turn in turns:
             for piece in turn.pieces:
                 if isinstance(piece, str):
-                    out.append(Segment(text=piece, train=turn.train))
+                    out.append(Segment(text=piece, train=turn.train, literal=True))
                 else:
                     out.append(Segment(media=piece))
         if not reply:

@@ -36,7 +36,7 @@ class Web(Dialogue):
             for piece in turn.pieces:
                 if isinstance(piece, str):
                     trained = turn.train and (seen or not document)
-                    out.append(Segment(text=piece, train=trained))
+                    out.append(Segment(text=piece, train=trained, literal=True))
                     continue
                 if seen:
                     out.append(Segment(text=CHUNK, train=turn.train))
