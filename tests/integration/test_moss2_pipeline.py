@@ -143,6 +143,13 @@ def test_the_conversation_is_kept_and_another_warned_about(
     assert "saved with the template llava_llama_2; using llava_v0" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("quant", ["8bit", "4bit", "int8", "int4"])
+def test_chat_in_fewer_bits(here: Path, capsys: pytest.CaptureFixture[str], quant: str) -> None:
+    ask = ["chat", "sft/model", "--image", picture(), "--ask", "What?", "--max-new-tokens", "4"]
+    assert run([*ask, "--quant", quant]) == 0
+    assert capsys.readouterr().out.strip()
+
+
 def test_two_stages_in_one_run(here: Path) -> None:
     """The same weights as one by one: stages share nothing but the model."""
     command = ["train", "moss2-2b/two-stage", "--out", "both", *SMALL, *parts()]
@@ -190,17 +197,28 @@ def test_the_export_is_what_the_original_writes(here: Path) -> None:
 
 
 def test_on_a_drawn_world(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The same commands on TinyWorld's data end with a model that answers."""
-    words = ["--pictures", "4", "--questions", "4", "--size", "48", "max_objects=2"]
+    """The same commands on TinyWorld's data end with a model that answers.
+
+    Of its training rows the first stage takes those that are a picture and a caption.
+    """
+    words = ["--pictures", "16", "--questions", "4", "--size", "48", "max_objects=2"]
     assert run(["data", "world", "world", *words]) == 0
-    train = "world/train.json"
-    rows = [f"data.sources=[{{path: {train}}}]", *sized("sft"), *SMALL]
-    sft = ["train", "moss2-2b/sft", "model.from=align/model", "--out", "drawn"]
-    assert run([*sft, *rows, "--deepspeed", str(zero(here))]) == 0
+    rows = ["data.sources=[{path: world/train.json}]", *SMALL]
+    align = ["train", "moss2-2b/align", "model={from: new}", "--out", "captions", *rows]
+    assert run([*align, *sized("align")]) == 3
+    assert "not a picture with a caption" in capsys.readouterr().err
+    assert run([*align, *sized("align"), "data.on_error=skip"]) == 0
+    skipped = json.loads(Path("captions/run.json").read_text())["counts"]["skipped"]
+    assert 0 < skipped < len(json.loads(Path("world/train.json").read_text()))
+    sft = ["train", "moss2-2b/sft", "model.from=captions/model", "--out", "drawn", *rows]
+    assert run([*sft, *sized("sft"), "--deepspeed", str(zero(here))]) == 0
     assert "parallel.shard" in capsys.readouterr().err
     asked = ["--image", picture(), "--ask", "Which colour?", "--max-new-tokens", "4"]
     assert run(["chat", "drawn/model", *asked]) == 0
     assert capsys.readouterr().out.strip()
+    questions = ["--data", "world/test.jsonl", "--baseline", "--max-new-tokens", "4"]
+    assert run(["eval", "drawn/model", *questions, "--json", "scores.json"]) == 0
+    assert 0 <= json.loads(Path("scores.json").read_text())["metrics"]["score"] <= 1
 
 
 def zero(folder: Path) -> Path:
