@@ -129,3 +129,20 @@ def test_values_are_the_original_s() -> None:
         (2e-5, 10000, 64, 4),
     ]
     assert all((s.schedule.kind, s.schedule.warmup) == ("cosine", 0.03) for s in both)
+
+
+def test_an_optimizer_s_numbers_are_taken_its_schedule_is_not(tmp_path: Path) -> None:
+    """AdamW is what the recipe has; another one is named."""
+    numbers = {"lr": 3e-5, "betas": [0.9, 0.95], "eps": "auto", "weight_decay": 0.1}
+    data = {
+        "optimizer": {"type": "AdamW", "params": numbers},
+        "scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 10}},
+    }
+    mapped = read(data, tmp_path)
+    for stage in compose_run(RECIPE, mapped.overrides)[1].train.stages:
+        optim = stage.optim
+        assert (optim.lr, optim.betas, optim.weight_decay) == (3e-5, (0.9, 0.95), 0.1)
+        assert optim.eps == 1e-8
+    assert mapped.unmapped == ["scheduler.type", "scheduler.params.warmup_num_steps"]
+    other = read({"optimizer": {"type": "Lion", "params": {"lr": 1e-4}}}, tmp_path)
+    assert other.unmapped == ["optimizer.type"]

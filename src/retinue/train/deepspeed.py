@@ -103,6 +103,13 @@ def read_deepspeed(file: Path, spec: RunSpec) -> Mapped:
         elif key == "gradient_clipping":
             clip = float(value) or None
             mapped.take(key, clip, *(f"train.stages.{name}.optim.clip" for name in stages))
+        elif key == "optimizer.type":
+            _optimizer(mapped, key, str(value), spec)
+        elif key in OPTIM:
+            kept = list(value) if isinstance(value, list) else float(value)
+            mapped.take(key, kept, *(f"train.stages.{name}.optim.{leaf}" for name in stages))
+        elif key.startswith("scheduler."):
+            mapped.drop(key, "the recipe's schedule stands")
         elif key in BATCHES:
             _batches(mapped, key, int(value), spec, where=str(file))
         else:
@@ -129,6 +136,18 @@ def _offload(mapped: Mapped, key: str, device: str) -> None:
             mapped.take(key, True, "parallel.offload")
     else:
         mapped.keep(key, "nothing is offloaded")
+
+
+OPTIM = tuple(f"optimizer.params.{name}" for name in ("lr", "betas", "eps", "weight_decay"))
+"""Numbers that an optimizer of the recipe has under the same names."""
+
+
+def _optimizer(mapped: Mapped, key: str, kind: str, spec: RunSpec) -> None:
+    own = sorted({stage.optim.kind for stage in spec.train.stages})
+    if own == [kind.lower()]:
+        mapped.keep(key, "as in the recipe")
+    else:
+        mapped.drop(key, f"the recipe's optim.kind stands: {', '.join(own)}")
 
 
 BATCHES = (
