@@ -88,6 +88,8 @@ def test_the_page_over_a_server(chromium: Any, scripted: Any, tmp_path: Path) ->
         tab.wait_for_selector("#answer >> text=4 visual tokens")
         tab.wait_for_function("document.querySelectorAll('#answer img').length == 2")  # and the box
         assert tab.input_value("#question textarea") == ""
+        assert tab.locator("[aria-label=Share]").count() > 0  # gradio draws it; nobody sees it
+        assert tab.locator("[aria-label=Share]:visible").count() == 0
         body = server.seen[-1]
         assert body["model"] == "one"
         assert "visual_tokens" not in body
@@ -143,7 +145,7 @@ def test_the_page_on_a_models_own_server(chromium: Any, tmp_path: Path) -> None:
     blocks = page(client, models=models)
     api = create_app(Models([service]))
     front = with_page(blocks, api=api, password=("me", "secret"))
-    with listening(front) as address, opened(chromium, f"{address}/ui/", []) as tab:
+    with listening(front) as address, opened(chromium, f"{address}/ui", []) as tab:
         client.address.append(address)
         tab.fill("input[type=text], label:has-text('username') input, textarea", "me")
         tab.fill("input[type=password]", "secret")

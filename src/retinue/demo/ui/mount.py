@@ -8,6 +8,7 @@ from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI
+from fastapi.responses import RedirectResponse
 
 from retinue.demo.ui.page import CSS
 
@@ -52,5 +53,7 @@ def with_page(
         ssr_mode=False,
     )
     if api is not None:
+        # what is mounted at the root would have no page at an address without the slash
+        front.get(path)(lambda: RedirectResponse(f"{path}/"))
         front.mount("/", api)
     return front

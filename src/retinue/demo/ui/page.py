@@ -26,7 +26,13 @@ from retinue.demo.ui.talk import Talk, Wish, pictures_of
 from retinue.media.image import load_image
 
 ALL_TOKENS = "all"
-CSS = "footer {display: none !important} .gradio-container {max-width: 1280px !important}"
+CSS = """
+footer {display: none !important}
+.gradio-container {max-width: 1280px !important}
+/* gradio's own: one sends a picture to its maker's site, the other empties what is seen only */
+[aria-label="Share"], #answer [aria-label="Clear"], #other [aria-label="Clear"] {
+  display: none !important}
+"""
 FRAMES = 6
 EVERY_S = 10.0
 """Seconds between two looks at the server's models."""
@@ -247,11 +253,14 @@ def page(
             with gr.Column(scale=3):
                 with gr.Row():
                     left = gr.Chatbot(
-                        label="Answer", height=520, buttons=["copy"], elem_id="answer"
+                        label=names[0] if names else "Answer",
+                        height="min(62vh, 640px)",
+                        buttons=["copy"],
+                        elem_id="answer",
                     )
                     right = gr.Chatbot(
-                        label="The other model",
-                        height=520,
+                        label=NOBODY,
+                        height="min(62vh, 640px)",
                         buttons=["copy"],
                         visible=False,
                         elem_id="other",
@@ -259,14 +268,14 @@ def page(
                 box = gr.MultimodalTextbox(
                     file_count="multiple",
                     file_types=["image", "video"],
-                    placeholder="Ask about pictures: drop them here, or press the clip.",
+                    placeholder="Ask, and drop pictures here.",
                     show_label=False,
                     elem_id="question",
                 )
                 with gr.Row():
-                    stop = gr.Button("Stop", elem_id="stop")
-                    again = gr.Button("Regenerate", elem_id="again")
-                    clear = gr.Button("Clear", elem_id="clear")
+                    stop = gr.Button("Stop", elem_id="stop", min_width=90, size="md")
+                    again = gr.Button("Regenerate", elem_id="again", min_width=90, size="md")
+                    clear = gr.Button("Clear", elem_id="clear", min_width=90, size="md")
                     paint = gr.Button(
                         "Paint the answer", visible=extras.paint is not None, elem_id="paint"
                     )
@@ -298,9 +307,11 @@ def page(
         clear.click(cleared, None, [left, right, talks, box], cancels=[asked, repeated])
         if extras.paint is not None:
             paint.click(do.paint, talks, outputs)
-        other.change(lambda name: gr.update(visible=name != NOBODY), other, right)
+        other.change(lambda name: gr.update(visible=name != NOBODY, label=name), other, right)
         model.change(
-            lambda name: fresh(steps_of(roster.budgets(name))), model, [budget, tokens, held]
+            lambda name: (gr.update(label=name), *fresh(steps_of(roster.budgets(name)))),
+            model,
+            [left, budget, tokens, held],
         )
         budget.change(moved, [budget, held], [budget, tokens])
         lists = [model, other, gr.State(names)]
@@ -314,14 +325,14 @@ def parameters() -> list[Any]:
     return [
         gr.Slider(1, 32, value=FRAMES, step=1, label="Frames of a video"),
         gr.Slider(1, 4096, value=256, step=1, label="Longest answer, tokens"),
-        gr.Slider(0, 2, value=0, step=0.05, label="Temperature (0: the likeliest answer)"),
+        gr.Slider(0, 2, value=0, step=0.05, label="Temperature (0: likeliest)"),
         gr.Slider(0.05, 1, value=1, step=0.05, label="Top p"),
         gr.Slider(0, 200, value=0, step=1, label="Top k (0: all)"),
         gr.Slider(1, 2, value=1, step=0.05, label="Repetition penalty"),
         gr.Slider(1, 8, value=1, step=1, label="Beams"),
         gr.Slider(-2, 3, value=1, step=0.1, label="Length penalty of beams"),
         gr.Number(-1, precision=0, label="Seed (-1: any)"),
-        gr.Slider(1, 32, value=8, step=1, label="Turns that are remembered"),
+        gr.Slider(1, 32, value=8, step=1, label="Turns remembered"),
         gr.Textbox(label="System message", lines=2),
     ]
 
