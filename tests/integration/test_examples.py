@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
+from retinue.cli.main import run
 from retinue.hub.save import save
 from tiny import picture, tiny_model
 
 FOLDER = Path(__file__).parents[2] / "examples"
-RUN_HERE = {"convert_llava", "digits", "load_and_chat", "pack_a_batch"}
+RUN_HERE = {"convert_llava", "digits", "load_and_chat", "moss2_parts", "pack_a_batch"}
 
 
 def example(name: str) -> Any:
@@ -70,3 +71,19 @@ def test_digits_reads_95_of_100(tmp_path: Path) -> None:
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["counts"]["questions"] == 359
     assert result["metrics"]["score"] >= 0.95
+
+
+def test_parts_of_a_small_moss2_are_built_into_a_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--pictures", "8", "--questions", "4", "max_objects=2"]
+    assert run(["data", "world", str(tmp_path / "world"), *words]) == 0
+    count = example("moss2_parts").main([str(tmp_path / "world"), str(tmp_path / "parts")])
+    capsys.readouterr()
+    parts = [
+        f"model.lm.from={tmp_path}/parts/lm",
+        f"model.encoders.clip.from={tmp_path}/parts/tower",
+    ]
+    assert run(["build", "moss2-2b/align", str(tmp_path / "new"), *parts, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["parts"]
+    assert sum(row["loaded"] for row in rows) == count
