@@ -50,7 +50,7 @@ def assert_same(found: Path, expected: Path) -> None:
 def alone_(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run in one process that nobody disturbed."""
     folder = tmp_path_factory.mktemp("runs") / "alone"
-    work(0, root, folder, None, {"shard": "none"})
+    together(1, work, root, folder, None, {"shard": "none"})  # no thread of a test beside it draws
     return folder
 
 
@@ -106,5 +106,5 @@ def test_layouts_follow_each_other(root: Path, alone_: Path, tmp_path: Path) -> 
         assert first == -signal.SIGKILL
         assert all("has ended" in words for words in others)
         assert len(Checkpoints(folder / "checkpoints").all()) == until
-    work(0, root, folder, None, {"shard": "none"})
+    together(1, work, root, folder, None, {"shard": "none"})  # no thread of a test beside it draws
     assert_same(folder, alone_)

@@ -158,6 +158,9 @@ class Fetcher:
             link.settimeout(left(end))
             piece = reply.read1(PIECE)
             if not piece:
+                left(end)  # what was hung up on looks like an end
+                if reply.length:
+                    raise refused(f"the host hung up {reply.length} bytes early")
                 return bytes(found)
             found += piece
             if len(found) > self.max_bytes:
