@@ -29,7 +29,7 @@ SHORT_KEYS = 256
 """In reduced precision the gradient of pieces of up to so many keys is by products (measured)."""
 
 
-@torch.library.custom_op("retinue::piece_attention", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("retinue::attention_in_pieces", mutates_args=(), device_types="cpu")
 def piece_attention(
     q_BHTD: Tensor,
     k_BGSD: Tensor,
@@ -69,7 +69,7 @@ def piece_attention(
     return out_BTHD, lse_BHT
 
 
-@torch.library.custom_op("retinue::piece_attention_gradient", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("retinue::attention_in_pieces_gradient", mutates_args=(), device_types="cpu")
 def piece_attention_backward(
     grad_BTHD: Tensor,
     q_BHTD: Tensor,
