@@ -69,7 +69,7 @@ def piece_attention(
     return out_BTHD, lse_BHT
 
 
-@torch.library.custom_op("retinue::attention_in_pieces_gradient", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("retinue::attention_in_pieces_grad", mutates_args=(), device_types="cpu")
 def piece_attention_backward(
     grad_BTHD: Tensor,
     q_BHTD: Tensor,
