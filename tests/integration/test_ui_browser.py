@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,8 @@ class Scripted:
 
     def __init__(self) -> None:
         self.seen: list[dict[str, Any]] = []
-        self.slow = 0.0
+        self.gate = threading.Event()
+        self.gate.set()
         self.app = FastAPI()
 
         @self.app.get("/v1/models")
@@ -51,8 +52,8 @@ class Scripted:
 
     def said(self, name: str) -> Iterator[str]:
         for word in [f"{name}:", *BOX.split()]:
-            time.sleep(self.slow)
             yield event({"choices": [{"delta": {"content": word + " "}}]})
+            self.gate.wait(60)
         yield event({"choices": [], "usage": {"completion_tokens": 7, "visual_tokens": 4}})
         yield "data: [DONE]\n\n"
 
@@ -79,11 +80,12 @@ def test_the_page_over_a_server(chromium: Any, scripted: Any, tmp_path: Path) ->
     file, outside = tmp_path / "a.png", []
     picture(1, width=48, height=48).save(file)
     with opened(chromium, address, outside) as tab:
-        server.slow = 0.15
+        server.gate.clear()  # the first word comes, the others when this is set again
         ask(tab, "Where is it?", file)
         tab.wait_for_selector("#answer >> text=one:")
         early = tab.inner_text("#answer")
         assert BOX not in early  # the answer is shown while it comes
+        server.gate.set()
         tab.wait_for_selector(f"#answer >> text={BOX}")
         tab.wait_for_selector("#answer >> text=4 visual tokens")
         tab.wait_for_function("document.querySelectorAll('#answer img').length == 2")  # and the box
@@ -94,7 +96,6 @@ def test_the_page_over_a_server(chromium: Any, scripted: Any, tmp_path: Path) ->
         assert body["model"] == "one"
         assert "visual_tokens" not in body
         assert body["messages"][-1]["content"][0]["image_url"]["url"].startswith("data:image/png;")
-        server.slow = 0.0
 
         # a smaller budget, and a further turn that carries what was said
         slider = tab.locator("#budget input[type=number]")
