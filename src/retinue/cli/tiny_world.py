@@ -46,13 +46,13 @@ class Fresh:
 
 
 def world_options() -> WorldOptions:
-    """The pictures of the quickstart: 1-4 objects of 6 shapes and 7 colours at 9 places."""
+    """The pictures of the quickstart: 1-4 objects of 5 shapes and 6 colours at 9 places."""
     from retinue.world.options import WorldOptions
 
     return WorldOptions(
         size=(SIDE, SIDE),
-        shapes=6,
-        colours=7,
+        shapes=5,
+        colours=6,
         small=0.72,
         jitter=0.4,
         repeat=0.1,
