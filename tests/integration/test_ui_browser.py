@@ -85,11 +85,14 @@ def test_the_page_over_a_server(chromium: Any, scripted: Any, tmp_path: Path) ->
         tab.wait_for_selector("#answer >> text=one:")
         early = tab.inner_text("#answer")
         assert BOX not in early  # the answer is shown while it comes
+        # meanwhile the box is free for the next question, and stays as the visitor leaves it
+        tab.wait_for_function("document.querySelector('#question textarea').value == ''")
+        tab.fill("#question textarea", "And now?")
         server.gate.set()
         tab.wait_for_selector(f"#answer >> text={BOX}")
         tab.wait_for_selector("#answer >> text=4 visual tokens")
         tab.wait_for_function("document.querySelectorAll('#answer img').length == 2")  # and the box
-        assert tab.input_value("#question textarea") == ""
+        assert tab.input_value("#question textarea") == "And now?"
         assert tab.locator("[aria-label=Share]").count() > 0  # gradio draws it; nobody sees it
         assert tab.locator("[aria-label=Share]:visible").count() == 0
         body = server.seen[-1]
@@ -102,7 +105,7 @@ def test_the_page_over_a_server(chromium: Any, scripted: Any, tmp_path: Path) ->
         slider.fill("1")
         slider.press("Enter")
         tab.wait_for_selector("#budget >> text=Visual tokens per view: 1")
-        ask(tab, "And now?")
+        tab.press("#question textarea", "Enter")
         tab.wait_for_function("document.querySelector('#answer').innerText.includes('And now?')")
         until(lambda: len(server.seen) == 2)
         assert server.seen[1]["visual_tokens"] == 1

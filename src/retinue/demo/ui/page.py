@@ -66,7 +66,7 @@ class Handlers:
     def ask(
         self, talks: Talks, box: dict[str, Any] | None, frames: int, model: str | None, *rest: Any
     ) -> Iterator[Any]:
-        """A new question to one model or two, answers as they come."""
+        """A new question to one model or two, answers as they come; the box is empty at once."""
         chosen = somebody(model)
         text, files = (box or {}).get("text", "").strip(), (box or {}).get("files") or []
         if not text and not files:
@@ -77,7 +77,10 @@ class Handlers:
             raise gr.Error(str(error), print_exception=False) from None
         for talk in talks:
             talk.ask(text or "What is this?", pictures)
-        yield from self.answer(talks, chosen, *rest)
+        box_after: Any = None
+        for now in self.answer(talks, chosen, *rest):
+            yield *now, box_after
+            box_after = gr.skip()  # by now it may hold the next question
 
     def again(self, talks: Talks, model: str | None, *rest: Any) -> Iterator[Any]:
         """The last question once more."""
@@ -299,9 +302,12 @@ def page(
         inputs = [model, other, tokens, drawn, *controls[1:]]
         outputs = [left, right, talks]
         asked = box.submit(
-            do.ask, [talks, box, controls[0], *inputs], outputs, concurrency_limit=AT_ONCE
+            do.ask,
+            [talks, box, controls[0], *inputs],
+            [*outputs, box],
+            concurrency_limit=AT_ONCE,
+            show_progress_on=[left, right],
         )
-        asked.success(lambda: None, None, box)
         repeated = again.click(do.again, [talks, *inputs], outputs, concurrency_limit=AT_ONCE)
         stop.click(None, cancels=[asked, repeated])
         clear.click(cleared, None, [left, right, talks, box], cancels=[asked, repeated])
