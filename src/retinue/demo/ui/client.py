@@ -10,8 +10,7 @@ from typing import Any, Protocol
 import httpx
 
 from retinue.core.errors import EnvError
-
-CONNECT_S = 10.0
+from retinue.demo.ui.calls import CONNECT_S, posted
 
 
 class RefusedError(Exception):
@@ -85,17 +84,11 @@ class Client:
         """
         streamed = int(body.get("num_beams", 1)) < 2
         more = {"stream": True, "stream_options": {"include_usage": True}} if streamed else {}
-        limits = httpx.Timeout(self.timeout_s, connect=CONNECT_S)
+        address = f"{self.url}/v1/chat/completions"
         try:
-            with (
-                httpx.Client(timeout=limits, trust_env=False) as session,
-                session.stream(
-                    "POST",
-                    f"{self.url}/v1/chat/completions",
-                    json=body | more,
-                    headers=self.headers,
-                ) as reply,
-            ):
+            with posted(
+                address, body | more, headers=self.headers, timeout_s=self.timeout_s
+            ) as reply:
                 if reply.status_code != 200:
                     reply.read()
                     raise RefusedError(words_of(reply))

@@ -10,7 +10,8 @@ from typing import Any
 import httpx
 
 from retinue.core.errors import EnvError
-from retinue.demo.ui.client import CONNECT_S, Client, Model, Piece, RefusedError, Server
+from retinue.demo.ui.calls import CONNECT_S
+from retinue.demo.ui.client import Client, Model, Piece, RefusedError, Server
 from retinue.demo.ui.worker import AGENT, Worker, budgets_of
 from retinue.text.template import Template
 
@@ -61,7 +62,7 @@ class ControllerClient:
         reply = httpx.post(
             f"{self.url}{route}",
             json=body,
-            headers={"user-agent": AGENT},
+            headers=AGENT,
             timeout=httpx.Timeout(WAIT_S, connect=CONNECT_S),
             trust_env=False,
         )

@@ -14,11 +14,12 @@ from typing import Any
 import httpx
 
 from retinue.core.errors import DataError
-from retinue.demo.ui.client import CONNECT_S, Piece, RefusedError
+from retinue.demo.ui.calls import posted
+from retinue.demo.ui.client import Piece, RefusedError
 from retinue.text.template import Template, resolve
 from retinue.types import Media, Message, Text
 
-AGENT = "LLaVA Client"
+AGENT = {"user-agent": "LLaVA Client"}
 SCALES = (1, 9, 36, 144, 576)
 """Visual tokens that the page of M3 offers; the last is what it asks for unless told otherwise."""
 NESTED = ("m3", "matryoshka")
@@ -114,17 +115,9 @@ class Worker:
     def stream(self, asked: dict[str, Any]) -> Iterator[Piece]:
         """The answer so far, again and again. Raises RefusedError with the worker's words."""
         body = self.body(asked)
-        limits = httpx.Timeout(self.timeout_s, connect=CONNECT_S)
+        address = f"{self.address.rstrip('/')}/worker_generate_stream"
         try:
-            with (
-                httpx.Client(timeout=limits, trust_env=False) as session,
-                session.stream(
-                    "POST",
-                    f"{self.address.rstrip('/')}/worker_generate_stream",
-                    json=body,
-                    headers={"user-agent": AGENT},
-                ) as reply,
-            ):
+            with posted(address, body, headers=AGENT, timeout_s=self.timeout_s) as reply:
                 if reply.status_code != 200:
                     raise RefusedError(f"{reply.status_code} {reply.reason_phrase}")
                 for message in messages_of(reply.iter_bytes()):
