@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,13 +18,11 @@ from retinue.core.log import get_logger
 from retinue.serve.failures import ApiError
 from retinue.serve.front.backends import Backends
 from retinue.serve.front.prompts import conversation, messages_of
-from retinue.serve.llava import BUSY, FAILED
+from retinue.serve.llava import BUSY, FAILED, LONGEST
 from retinue.serve.llava.controller import message
 from retinue.serve.llava.link import Broken, post
+from retinue.serve.llava.reporting import BEAT, report_while_running
 from retinue.text.template import Template
-
-BEAT = 15.0
-LONGEST = 1024
 
 
 @dataclass(slots=True, kw_only=True)
@@ -115,16 +112,7 @@ class Relay:
 
 def add_relay(app: FastAPI, relay: Relay) -> None:
     """The worker's routes beside those that `app` has; it reports while the app runs."""
-    inner = app.router.lifespan_context
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with inner(app):
-            reporting = asyncio.create_task(relay.keep_reporting())
-            yield
-            reporting.cancel()
-
-    app.router.lifespan_context = lifespan
+    report_while_running(app, relay.keep_reporting)
 
     @app.post("/worker_get_status")
     async def worker_get_status() -> dict[str, Any]:

@@ -7,3 +7,6 @@ BUSY = "**NETWORK ERROR DUE TO HIGH TRAFFIC. PLEASE REGENERATE OR REFRESH THIS P
 """What its web page shows of any failure."""
 
 TOO_LONG = "Exceeds max token length. Please start a new conversation, thanks."
+
+LONGEST = 1024
+"""Most tokens of an answer."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,20 +21,16 @@ from retinue.model.retinue import Retinue
 from retinue.processor import Processor
 from retinue.serve.answers import Pieces
 from retinue.serve.failures import ApiError
-from retinue.serve.llava import BUSY, FAILED, TOO_LONG
+from retinue.serve.llava import BUSY, FAILED, LONGEST, TOO_LONG
 from retinue.serve.llava.controller import message
 from retinue.serve.llava.link import Broken, post
+from retinue.serve.llava.reporting import BEAT, report_while_running
 from retinue.serve.llava.words import Words
 from retinue.serve.messages import contents
 from retinue.serve.prompt import MARK
 from retinue.serve.request import Request
 from retinue.serve.service import GoneError, Place, Service, fresh_seed
 from retinue.types import Media
-
-BEAT = 15.0
-"""Seconds between heartbeats."""
-LONGEST = 1024
-"""Most tokens of an answer."""
 
 
 def pools(model: Retinue, processor: Processor) -> None:
@@ -90,16 +86,7 @@ class Worker:
 
 def add_worker(app: FastAPI, worker: Worker) -> None:
     """The worker's routes beside those that `app` has; it reports while the app runs."""
-    inner = app.router.lifespan_context
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with inner(app):
-            reporting = asyncio.create_task(worker.keep_reporting())
-            yield
-            reporting.cancel()
-
-    app.router.lifespan_context = lifespan
+    report_while_running(app, worker.keep_reporting)
 
     @app.post("/worker_get_status")
     async def worker_get_status() -> dict[str, Any]:
