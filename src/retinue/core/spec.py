@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -25,6 +25,16 @@ class Spec(BaseModel):
             return cls.model_validate(dict(data))
         except ValidationError as error:
             raise ConfigError(explain(cls, error, data), where=where) from None
+
+
+class OwnSpec(Spec):
+    """A policy that is its own Spec, so that the table of its family has one class a name."""
+
+    Spec: ClassVar[type[BaseModel]]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.Spec = cls
 
 
 def explain(cls: type[BaseModel], error: ValidationError, data: Any = None) -> str:

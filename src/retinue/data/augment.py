@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from retinue.core.registry import Registry
 from retinue.core.seed import stream_seed
-from retinue.core.spec import Spec
+from retinue.core.spec import OwnSpec
 from retinue.media.image import load_image
 from retinue.types import Media, Sample
 
@@ -26,7 +26,7 @@ class Unfolds(Protocol):
     def unfold(self, sample: Sample, *, pixels: bool = True) -> Sample: ...
 
 
-class AugmentSpec(Spec):
+class AugmentSpec(OwnSpec):
     """A policy for the pictures of training samples; a picture keeps its size."""
 
     kind: str
@@ -100,13 +100,4 @@ AUGMENTS: Registry[type[AugmentSpec]] = Registry(
 )
 
 
-def _spec_of(data: Any) -> Any:
-    if not isinstance(data, dict):
-        return data
-    name = str(data.get("kind"))
-    if name not in AUGMENTS:
-        raise ValueError(AUGMENTS.unknown(name))
-    return AUGMENTS.get(name).model_validate(data)
-
-
-AugmentField = Annotated[SerializeAsAny[AugmentSpec], BeforeValidator(_spec_of)]
+AugmentField = Annotated[SerializeAsAny[AugmentSpec], BeforeValidator(AUGMENTS.spec_of)]

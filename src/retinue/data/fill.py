@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from retinue.core.errors import ConfigError
 from retinue.core.registry import Registry
-from retinue.core.spec import Spec
+from retinue.core.spec import OwnSpec
 from retinue.media.resize import colour_of
 from retinue.types import Example, Item, Media, Span
 
@@ -25,7 +25,7 @@ class Looks(Protocol):
     def item(self, media: Media, *, where: str, pixels: bool = True) -> Item: ...
 
 
-class FillSpec(Spec):
+class FillSpec(OwnSpec):
     """A policy for examples with few pictures."""
 
     kind: str
@@ -81,16 +81,7 @@ FILLS: Registry[type[FillSpec]] = Registry(
 )
 
 
-def _spec_of(data: Any) -> Any:
-    if not isinstance(data, dict):
-        return data
-    name = str(data.get("kind"))
-    if name not in FILLS:
-        raise ValueError(FILLS.unknown(name))
-    return FILLS.get(name).model_validate(data)
-
-
-FillField = Annotated[SerializeAsAny[FillSpec], BeforeValidator(_spec_of)]
+FillField = Annotated[SerializeAsAny[FillSpec], BeforeValidator(FILLS.spec_of)]
 
 
 def blank_item(processor: Looks) -> Item:

@@ -6,7 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from PIL import Image
@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny
 from torch.nn.functional import interpolate
 
 from retinue.core.errors import MediaError
-from retinue.core.spec import Spec as Base
+from retinue.core.spec import OwnSpec
 from retinue.media import VIDEOS
 from retinue.media.image import image_size
 from retinue.media.resize import Size, size_of, to_pil, to_tensor
@@ -45,20 +45,15 @@ def pick(total: int, count: int, *, sampling: Sampling = "steps") -> list[int]:
     return [round(i * (total - 1) / (count - 1)) for i in range(count)]
 
 
-class VideoPolicy(Base):
+class VideoPolicy(OwnSpec):
     """Base of all video policies; `pictures` and `blanks` always agree in number and sizes.
 
     count: frames that are seen; sampling: see `pick`.
     """
 
-    Spec: ClassVar[type[Base]]
     kind: str
     count: int = Field(default=6, ge=1, le=4096)
     sampling: Sampling = "steps"
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        cls.Spec = cls
 
     def pictures(
         self,

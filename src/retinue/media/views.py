@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 from torch import Tensor
 
-from retinue.core.spec import Spec as Base
+from retinue.core.spec import OwnSpec, Spec
 from retinue.media import VIEWS
 from retinue.media.resize import (
     Interpolation,
@@ -28,7 +28,7 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-class StreamSpec(Base):
+class StreamSpec(Spec):
     """How one pixel stream is prepared.
 
     size: (height, width) of a view in pixels, one number for a square; mean, std: per channel in
@@ -67,18 +67,13 @@ class StreamSpec(Base):
         return resize_middle(picture, size, middle=self.size, interpolation=self.interpolation)
 
 
-class ViewPolicy(Base):
+class ViewPolicy(OwnSpec):
     """Base of all policies. A policy is its own Spec, so that a registry entry is one class.
 
     `views` and `grid` always agree; `grid` needs no pixel, so lengths come from image headers.
     """
 
-    Spec: ClassVar[type[Base]]
     kind: str
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        cls.Spec = cls
 
     stored: ClassVar[bool] = False
     """Whether the policy wants pictures in the colours of their file."""

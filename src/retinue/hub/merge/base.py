@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BeforeValidator, SerializeAsAny
 from torch import Tensor
 
-from retinue.core.spec import Spec as Base
+from retinue.core.spec import OwnSpec
 from retinue.hub.merge import MERGERS
 
 
@@ -26,21 +26,16 @@ class Part:
     stream: str = ""
 
 
-class Merger(Base):
+class Merger(OwnSpec):
     """Base of all methods. A method is its own Spec; it is pure: the same parts, the same result.
 
     needs_base: it merges differences to a base model; exactly: how many checkpoints it takes, None
     = any number.
     """
 
-    Spec: ClassVar[type[Base]]
     needs_base: ClassVar[bool] = False
     exactly: ClassVar[int | None] = None
     kind: str
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        cls.Spec = cls
 
     @abstractmethod
     def merge(self, parts: Sequence[Part], *, base_T: Tensor | None = None) -> Tensor:
