@@ -25,9 +25,10 @@ TURNS = 6
 VOCABULARY = 512
 ALONE = 0.35
 """Share of the pictures of every kind that are described; the others are asked about."""
-TOLD, LOOKING = 0.53, 0.12
+TOLD, LOOKING = 0.58, 0.12
 """Shares of training pictures, of several objects: told object by object; asked about one each."""
-LOOKED_UP = ("colour", "shape", "exist")
+LOOKED_UP, REPEATED = ("colour", "shape", "exist"), 0.6
+"""What is asked about one each, and how often looks repeat there: then places name the object."""
 MARK = re.compile(r"<(image|video)>\n")
 SAMPLE = 4000
 """Records whose text is enough to learn the vocabulary from."""
@@ -88,7 +89,7 @@ def make_data(
     facts = {"pictures": pictures, "asked": asked, "seed": seed, "options": options.model_dump()}
     facts = json.loads(
         json.dumps(
-            {**facts, "turns": turns, "shares": [ALONE, TOLD, LOOKING], "tasks": list(tasks)}
+            {**facts, "turns": turns, "shares": [ALONE, TOLD, LOOKING, REPEATED], "tasks": list(tasks)}
         )
     )
     facts |= {"film": film} if film != "frames" else {}
@@ -130,7 +131,7 @@ def draw_training(
         parts = {
             "train": (1 - TOLD - LOOKING, options, common["tasks"]),
             "told": (TOLD, several, ("inventory",)),
-            "look": (LOOKING, several, LOOKED_UP),
+            "look": (LOOKING, several.model_copy(update={"repeat": REPEATED}), LOOKED_UP),
         }
     records: list[Any] = []
     words: list[Any] = []
