@@ -13,9 +13,9 @@ from retinue.core.errors import ConfigError
 from retinue.world.contact import contact_sheet
 from retinue.world.draw import draw_scene
 from retinue.world.glyphs import GLYPHS
-from retinue.world.options import COLOURS, SHAPES, WorldOptions
+from retinue.world.options import COLOURS, LETTERS, SHAPES, WorldOptions
 from retinue.world.outlines import OUTLINES
-from retinue.world.scene import LETTERS, Scene, Thing, sample_scene
+from retinue.world.scene import Scene, Thing, sample_scene
 
 MIXED = WorldOptions(size=(96, 128), words=1, figures=1)
 

@@ -36,6 +36,9 @@ COLOURS = {
 }
 """Name -> RGB, in the order in which `colours: n` takes them."""
 
+LETTERS = "ABCDEFGHJKLMNPRSTUVWXYZ23456789"  # without I O Q 0 1, which look like others
+"""In the order in which `letters: n` takes them."""
+
 BACKGROUNDS = {
     "light": ((255, 255, 255), (238, 238, 238), (252, 244, 228), (230, 240, 250)),
     "dark": ((44, 46, 58), (58, 54, 52), (36, 52, 48), (52, 52, 52)),
@@ -55,6 +58,7 @@ class WorldOptions(Spec):
     jitter: how much of the free room of its cell an object may use (0 = always in the middle)
     repeat: chance that an object shares its colour or its shape with another one
     words, word_letters, word_scale: rendered words in each picture, letters (least, most), width
+    letters: how many of the letters words are made of
     figures: stick figures in each picture; a word or a figure takes two cells
     boxes: style of retinue.media.boxes in which coordinates are written
     inline: pictures that are asked about together follow the question, each behind its number
@@ -74,6 +78,7 @@ class WorldOptions(Spec):
     repeat: Annotated[float, Field(ge=0.0, le=1.0)] = 0.3
     words: Annotated[int, Field(ge=0, le=2)] = 0
     word_letters: tuple[int, int] = (2, 4)
+    letters: Annotated[int, Field(ge=2, le=len(LETTERS))] = len(LETTERS)
     word_scale: Annotated[float, Field(gt=0.1, le=1.0)] = 0.95
     figures: Annotated[int, Field(ge=0, le=2)] = 0
     background: Literal["light", "dark"] = "light"

@@ -15,7 +15,7 @@ from random import Random
 from typing import Literal
 
 from retinue.media.boxes import Box, Point
-from retinue.world.options import BACKGROUNDS, COLOURS, WorldOptions
+from retinue.world.options import BACKGROUNDS, COLOURS, LETTERS, WorldOptions
 from retinue.world.poses import sample_joints
 
 PLACES = (
@@ -23,7 +23,6 @@ PLACES = (
     ("left", "center", "right"),
     ("bottom left", "bottom", "bottom right"),
 )
-LETTERS = "ABCDEFGHJKLMNPRSTUVWXYZ23456789"  # without I O Q 0 1, which look like others
 WORD_COLOURS = ("black", "red", "blue", "green", "purple")
 WORD_COLOURS_DARK = ("yellow", "cyan", "pink", "orange")
 
@@ -186,7 +185,8 @@ def _thing(rng: Random, *, shape: str, colour: str, cell: Cell, options: WorldOp
 
 
 def _word(rng: Random, *, colour: str, pair: Pair, options: WorldOptions) -> Word:
-    text = "".join(rng.choice(LETTERS) for _ in range(rng.randint(*options.word_letters)))
+    letters = LETTERS[: options.letters]
+    text = "".join(rng.choice(letters) for _ in range(rng.randint(*options.word_letters)))
     left, top, right, bottom = _extent(pair, size=options.size)
     # a letter is 5 wide and 7 high with a gap of 1
     unit = min((right - left) / (6 * len(text) - 1), (bottom - top) / 9) * options.word_scale
