@@ -343,7 +343,7 @@ def plot(found: dict[str, dict[str, list[float]]], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
     titles = {"first": "to the first token", "next": "from one token to the next"}
@@ -353,6 +353,9 @@ def plot(found: dict[str, dict[str, list[float]]], path: Path) -> None:
             shares = [(place + 1) / len(ordered) for place in range(len(ordered))]
             axis.step(ordered, shares, where="post", label=name)
         axis.set(xscale="log", xlabel=f"seconds {title}", ylabel="share of requests or tokens")
+        axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+        axis.xaxis.set_minor_formatter(ticker.NullFormatter())
         axis.grid(alpha=0.3)
         axis.legend()
     figure.savefig(path)
