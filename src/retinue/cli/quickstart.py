@@ -33,7 +33,7 @@ def quickstart(
     out: Annotated[Path, typer.Option(help="Folder for data, model and report.")] = Path(
         "quickstart"
     ),
-    minutes: Annotated[float, typer.Option(min=0.01, help="Training time to stay within.")] = 3.7,
+    minutes: Annotated[float, typer.Option(min=0.01, help="Training time to stay within.")] = 3.4,
     pictures: Annotated[int, typer.Option(min=64, help="Training pictures to draw.")] = 32000,
     questions: Annotated[int, typer.Option(min=10, help="Unseen questions to ask.")] = 1200,
     seed: Annotated[int, typer.Option(help="Of pictures, weights and order.")] = 0,
