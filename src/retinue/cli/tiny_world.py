@@ -87,11 +87,8 @@ def make_data(
     asked = pictures_asked(questions, seed=seed, options=options, tasks=tasks, turns=turns)
     mark = folder / "made.json"
     facts = {"pictures": pictures, "asked": asked, "seed": seed, "options": options.model_dump()}
-    facts = json.loads(
-        json.dumps(
-            {**facts, "turns": turns, "shares": [ALONE, TOLD, LOOKING, REPEATED], "tasks": list(tasks)}
-        )
-    )
+    shares = [ALONE, TOLD, LOOKING, REPEATED]
+    facts = json.loads(json.dumps({**facts, "turns": turns, "shares": shares, "tasks": [*tasks]}))
     facts |= {"film": film} if film != "frames" else {}
     facts |= {"told": told} if told else {}
     if mark.exists() and json.loads(mark.read_text("utf-8")) == facts:
