@@ -97,9 +97,9 @@ def test_a_judge_scores_open_answers_once(server, tmp_path):
         metrics = found["benchmark"]["metrics"]
         assert metrics["relative"] == pytest.approx(0.75)
         assert (metrics["reference"], metrics["model"]) == pytest.approx((0.8, 0.6))
-    system, user = server.asked[0][2]["messages"]
-    assert system["role"] == "system"
-    assert user["content"][0]["text"] == (
+    asked = [body["messages"] for _, _, body in server.asked]  # both at once: in either order
+    assert all(system["role"] == "system" for system, _ in asked)
+    assert sorted(user["content"][0]["text"] for _, user in asked)[0] == (
         "[Context]\nA red bar.\n\n[Question]\nTell of 0.\n\n[Assistant 1]\nT0.\n\n"
         "[End of Assistant 1]\n\n[Assistant 2]\nA bar.\n\n[End of Assistant 2]\n\n"
         "[System]\nTwo scores on the first line, please.\n\n"

@@ -12,7 +12,7 @@ import httpx
 from retinue.core.errors import EnvError
 from retinue.demo.ui.calls import CONNECT_S
 from retinue.demo.ui.client import Client, Model, Piece, RefusedError, Server
-from retinue.demo.ui.worker import AGENT, Worker, budgets_of
+from retinue.demo.ui.worker import HEADERS, Worker, budgets_of
 from retinue.text.template import Template
 
 REFRESH_S = 60.0
@@ -62,7 +62,7 @@ class ControllerClient:
         reply = httpx.post(
             f"{self.url}{route}",
             json=body,
-            headers=AGENT,
+            headers=HEADERS,
             timeout=httpx.Timeout(WAIT_S, connect=CONNECT_S),
             trust_env=False,
         )

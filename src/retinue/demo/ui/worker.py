@@ -19,7 +19,7 @@ from retinue.demo.ui.client import Piece, RefusedError
 from retinue.text.template import Template, resolve
 from retinue.types import Media, Message, Text
 
-AGENT = {"user-agent": "LLaVA Client"}
+HEADERS = {"user-agent": "LLaVA Client"}
 SCALES = (1, 9, 36, 144, 576)
 """Visual tokens that the page of M3 offers; the last is what it asks for unless told otherwise."""
 NESTED = ("m3", "matryoshka")
@@ -117,7 +117,7 @@ class Worker:
         body = self.body(asked)
         address = f"{self.address.rstrip('/')}/worker_generate_stream"
         try:
-            with posted(address, body, headers=AGENT, timeout_s=self.timeout_s) as reply:
+            with posted(address, body, headers=HEADERS, timeout_s=self.timeout_s) as reply:
                 if reply.status_code != 200:
                     raise RefusedError(f"{reply.status_code} {reply.reason_phrase}")
                 for message in messages_of(reply.iter_bytes()):
