@@ -178,6 +178,10 @@ def test_words_poses_and_captions(options: WorldOptions, seed: int) -> None:
     assert [qa.answer for qa in _questions("ocr", scene, seed, options)] == [
         word.text for word in scene.words
     ]
+    for qa in _questions("rec_text", scene, seed, options):
+        (word,) = [w for w in scene.words if qa.question == f"Find the text {w.text}."]
+        (box,) = boxes.read(qa.answer, size=scene.size, style=options.boxes)
+        assert box == pytest.approx(word.box, abs=0.51 * max(scene.size) / 100)
     for qa in _questions("pose", scene, seed, options):
         joints = boxes.parse_pose(qa.answer)
         assert list(joints) == [name for name, _ in scene.figures[0].joints]

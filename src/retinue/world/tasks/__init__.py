@@ -32,6 +32,7 @@ TASKS: Registry[Task] = Registry(
         "det": "retinue.world.tasks.grounding:det",
         "ocr": "retinue.world.tasks.reading:ocr",
         "ocr_boxes": "retinue.world.tasks.reading:ocr_boxes",
+        "rec_text": "retinue.world.tasks.reading:rec_text",
         "pose": "retinue.world.tasks.pose:pose",
         "reldet": "retinue.world.tasks.reldet:reldet",
         "multi_image": "retinue.world.tasks.several:multi_image",
@@ -45,7 +46,7 @@ QUICK = ("caption_dense", "colour", "shape", "place", "exist", "count", "rec")
 """What the quickstart trains: dense captions first, VQA, counting and REC."""
 
 FIRST = "caption_dense"
-_NEEDS = {"ocr": "words", "ocr_boxes": "words", "pose": "figures"}
+_NEEDS = {"ocr": "words", "ocr_boxes": "words", "rec_text": "words", "pose": "figures"}
 
 
 def check_tasks(names: Sequence[str], *, options: WorldOptions) -> None:

@@ -1,4 +1,4 @@
-"""OCR: what a rendered word says, and where the words stand."""
+"""OCR: what a rendered word says, where the words stand, and where one of them does."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from random import Random
 from retinue.world.options import WorldOptions
 from retinue.world.scene import Scene
 from retinue.world.tasks.base import QA, ask, box_text
+from retinue.world.tasks.grounding import REC_PROMPT
 
 OCR_PROMPT = "Please detect all texts and provide their bounding box coordinate."
 
@@ -43,4 +44,25 @@ def ocr_boxes(scene: Scene, *, rng: Random, options: WorldOptions) -> list[QA]:
             ),
             scorer="grounded",
         )
+    ]
+
+
+def rec_text(scene: Scene, *, rng: Random, options: WorldOptions) -> list[QA]:
+    """The box of a word that is named by what it says; none where two words say the same."""
+    said = [word.text for word in scene.words]
+    return [
+        QA(
+            task="rec_text",
+            question=ask(
+                f"Find the text {word.text}.",
+                options=options,
+                llava=REC_PROMPT.format(f"the text {word.text}"),
+            ),
+            answer=box_text(word.box, scene=scene, options=options),
+            scorer="iou",
+            about=(word.text,),
+            meta={"box": list(word.box)},
+        )
+        for word in scene.words
+        if said.count(word.text) == 1
     ]
