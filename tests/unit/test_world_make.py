@@ -165,6 +165,9 @@ def test_what_cannot_be_made_is_refused(tmp_path: Path) -> None:
         write_split(tmp_path, name="a", num_pictures=1, seed=0, tasks=["cuont"])
     with pytest.raises(ConfigError, match="'ocr' asks about words"):
         write_split(tmp_path, name="a", num_pictures=1, seed=0, tasks=["ocr"])
+    letters = WorldOptions(objects="letters")
+    with pytest.raises(ConfigError, match="'called' gives shapes names"):
+        write_split(tmp_path, name="a", num_pictures=1, seed=0, tasks=["called"], options=letters)
     with pytest.raises(ConfigError, match="at least 1"):
         write_split(tmp_path, name="a", num_pictures=0, seed=0)
     alone = WorldOptions(max_objects=1)

@@ -53,6 +53,8 @@ def test_all_numbers_of_objects_are_equally_likely() -> None:
         ({"size": 10}, "at least 24"),
         ({"min_objects": 5}, "min_objects 5 > max_objects 4"),
         ({"shapes": 1, "colours": 2}, "cannot make 4"),
+        ({"objects": "letters", "letters": 2, "colours": 1}, "2 letters x 1 colours cannot"),
+        ({"objects": "letters", "skip_shapes": 1}, "skip_shapes 1"),
         ({"words": 2, "figures": 2}, "need 12 cells"),
         ({"background": "dark", "colours": 10}, "black"),
         ({"word_letters": [3, 2]}, "word_letters"),
@@ -72,12 +74,18 @@ def test_tables_agree() -> None:
     assert len(set(COLOURS.values())) == len(COLOURS) == len(SHAPES) == 10
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [*SHAPES, *LETTERS])
 def test_a_shape_touches_all_sides_of_its_box(shape: str) -> None:
     box = (10.0, 14.0, 50.0, 54.0)
     thing = Thing(shape=shape, colour="black", size="large", cell=(0, 0), box=box)
     scene = Scene(size=(64, 64), background=(255, 255, 255), things=(thing,))
     assert _extent(scene) == pytest.approx(box, abs=1.01)
+
+
+def test_objects_may_be_letters() -> None:
+    options = WorldOptions(objects="letters", letters=5, colours=3)
+    found = {t.shape for n in range(60) for t in sample_scene(Random(n), options=options).things}
+    assert found == set(LETTERS[:5])
 
 
 def test_words_and_figures_fill_their_boxes() -> None:

@@ -32,6 +32,9 @@ def _thing(
 ) -> None:
     left, top, right, bottom = (scale * number for number in thing.box)
     side_x, side_y = right - left, bottom - top
+    if thing.shape in GLYPHS:
+        _glyph(pen, thing.shape, (left, top), (side_x / 5, side_y / 7), COLOURS[thing.colour])
+        return
 
     def place(points: tuple[Point, ...], shrink: float) -> list[Point]:
         margin = (1 - shrink) / 2
@@ -54,11 +57,24 @@ def _word(pen: ImageDraw.ImageDraw, word: Word, *, scale: int) -> None:
     left, top, _, bottom = (scale * number for number in word.box)
     unit = (bottom - top) / 7
     for index, letter in enumerate(word.text):
-        for row, line in enumerate(GLYPHS[letter]):
-            for column, mark in enumerate(line):
-                if mark == "#":
-                    x, y = left + (6 * index + column) * unit, top + row * unit
-                    pen.rectangle((x, y, x + unit - 0.5, y + unit - 0.5), fill=COLOURS[word.colour])
+        _glyph(pen, letter, (left, top), (unit, unit), COLOURS[word.colour], first=6 * index)
+
+
+def _glyph(
+    pen: ImageDraw.ImageDraw,
+    letter: str,
+    corner: Point,
+    unit: Point,
+    ink: tuple[int, int, int],
+    *,
+    first: int = 0,
+) -> None:
+    """A letter of 5 x 7 marks that are `unit` wide and high, `first` of them to the right."""
+    for row, line in enumerate(GLYPHS[letter]):
+        for column, mark in enumerate(line):
+            if mark == "#":
+                x, y = corner[0] + (first + column) * unit[0], corner[1] + row * unit[1]
+                pen.rectangle((x, y, x + unit[0] - 0.5, y + unit[1] - 0.5), fill=ink)
 
 
 def _figure(

@@ -52,13 +52,14 @@ class WorldOptions(Spec):
 
     size: (height, width) in pixels; one number stands for a square
     min_objects, max_objects: how many objects, all numbers equally often
+    objects: what they are, shapes or letters ("red A")
     shapes, colours: how many of the names of SHAPES and COLOURS are used
     skip_shapes: so many of these shapes, the first ones, are never drawn
     scale: diameter of a large object; small: small diameter / large diameter
     jitter: how much of the free room of its cell an object may use (0 = always in the middle)
     repeat: chance that an object shares its colour or its shape with another one
     words, word_letters, word_scale: rendered words in each picture, letters (least, most), width
-    letters: how many of the letters words are made of
+    letters: how many of the letters words are made of, or objects are
     figures: stick figures in each picture; a word or a figure takes two cells
     boxes: style of retinue.media.boxes in which coordinates are written
     inline: pictures that are asked about together follow the question, each behind its number
@@ -69,6 +70,7 @@ class WorldOptions(Spec):
     size: tuple[int, int] = (64, 64)
     min_objects: Annotated[int, Field(ge=0, le=CELLS)] = 1
     max_objects: Annotated[int, Field(ge=1, le=CELLS)] = 4
+    objects: Literal["shapes", "letters"] = "shapes"
     shapes: Annotated[int, Field(ge=1, le=len(SHAPES))] = 8
     skip_shapes: Annotated[int, Field(ge=0, lt=len(SHAPES))] = 0
     colours: Annotated[int, Field(ge=1, le=len(COLOURS))] = 8
@@ -98,12 +100,14 @@ class WorldOptions(Spec):
             raise ValueError(f"size {self.size}: a side needs at least 24 pixels")
         if self.min_objects > self.max_objects:
             raise ValueError(f"min_objects {self.min_objects} > max_objects {self.max_objects}")
+        if self.skip_shapes and self.objects == "letters":
+            raise ValueError(f"skip_shapes {self.skip_shapes}: objects are letters")
         if self.skip_shapes >= self.shapes:
             raise ValueError(f"skip_shapes {self.skip_shapes} leaves none of {self.shapes} shapes")
-        kinds = self.shapes - self.skip_shapes
+        kinds = len(self.shape_names)
         if kinds * self.colours < self.max_objects:
             raise ValueError(
-                f"{kinds} shapes x {self.colours} colours cannot make {self.max_objects} "
+                f"{kinds} {self.objects} x {self.colours} colours cannot make {self.max_objects} "
                 "objects that differ"
             )
         cells = self.max_objects + 2 * self.words + 2 * self.figures
@@ -120,5 +124,10 @@ class WorldOptions(Spec):
 
     @property
     def shape_names(self) -> tuple[str, ...]:
-        """The shapes that are drawn."""
-        return SHAPES[self.skip_shapes : self.shapes]
+        """The shapes, or letters, that are drawn."""
+        return self.known_shapes[self.skip_shapes :]
+
+    @property
+    def known_shapes(self) -> tuple[str, ...]:
+        """Those, and the ones that are asked about but never drawn."""
+        return SHAPES[: self.shapes] if self.objects == "shapes" else tuple(LETTERS[: self.letters])

@@ -47,6 +47,7 @@ QUICK = ("caption_dense", "colour", "shape", "place", "exist", "count", "rec")
 
 FIRST = "caption_dense"
 _NEEDS = {"ocr": "words", "ocr_boxes": "words", "rec_text": "words", "pose": "figures"}
+_OF_SHAPES = ("naming", "called")
 
 
 def check_tasks(names: Sequence[str], *, options: WorldOptions) -> None:
@@ -62,6 +63,12 @@ def check_tasks(names: Sequence[str], *, options: WorldOptions) -> None:
                 f"task {name!r} asks about {need}, but the pictures hold none",
                 where="tasks",
                 fix=f"set world.{need}: 1",
+            )
+        if name in _OF_SHAPES and options.objects != "shapes":
+            raise ConfigError(
+                f"task {name!r} gives shapes names, but the objects are {options.objects}",
+                where="tasks",
+                fix="leave world.objects: shapes",
             )
 
 

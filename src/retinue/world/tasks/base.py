@@ -14,6 +14,8 @@ from retinue.world.scene import Scene
 
 BRIEFLY = "\nAnswer the question using a single word or phrase."
 """LLaVA-1.5's prompt for short answers."""
+VOWELS = "aeiouAEFHLMNRSX8"
+"""What is said with a vowel at its beginning, of words and of letters that stand alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +62,8 @@ def ask(short: str, *, options: WorldOptions, llava: str | None = None) -> str:
 
 
 def an(noun: str) -> str:
-    """`a red square`, `an orange star`."""
-    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+    """`a red square`, `an orange star`, `an A`."""
+    return f"{'an' if noun[0] in VOWELS else 'a'} {noun}"
 
 
 def plural(noun: str) -> str:

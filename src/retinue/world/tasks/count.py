@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from retinue.world.options import COLOURS, SHAPES, WorldOptions
+from retinue.world.options import COLOURS, WorldOptions
 from retinue.world.scene import Scene
 from retinue.world.tasks.base import QA, ask, plural
 
@@ -27,7 +27,7 @@ def count_of(scene: Scene, *, rng: Random, options: WorldOptions) -> list[QA]:
     for colour in list(COLOURS)[: options.colours]:
         number = len(scene.having(colour=colour))
         by_number.setdefault(number, []).append(f"{colour} objects")
-    for shape in SHAPES[: options.shapes]:
+    for shape in options.known_shapes:
         number = len(scene.having(shape=shape))
         by_number.setdefault(number, []).append(plural(shape))
     return [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from retinue.world.options import COLOURS, SHAPES, WorldOptions
+from retinue.world.options import COLOURS, WorldOptions
 from retinue.world.scene import RELATIONS, Scene, holds
 from retinue.world.tasks.base import QA, an, ask
 
@@ -32,7 +32,7 @@ def exist(scene: Scene, *, rng: Random, options: WorldOptions) -> list[QA]:
 
 def _near_misses(scene: Scene, *, rng: Random, options: WorldOptions) -> list[str]:
     """A quarter each: colour and shape of two objects swapped, other colour, other shape, any."""
-    shapes, colours = SHAPES[: options.shapes], list(COLOURS)[: options.colours]
+    shapes, colours = options.known_shapes, list(COLOURS)[: options.colours]
     one, other = rng.choice(scene.things), rng.choice(scene.things)
     kinds = (
         [f"{one.colour} {other.shape}", f"{other.colour} {one.shape}"],
