@@ -1,6 +1,7 @@
 """Shared by all tests: one thread, a free port, pictures drawn in code, a tiny tokenizer.
 
-Warnings are errors (pyproject.toml).
+Warnings are errors (pyproject.toml). Properties are tried on the same examples in every run;
+`--hypothesis-profile=search` looks for new ones.
 """
 
 import os
@@ -12,6 +13,11 @@ import socket
 import sys
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("repeatable", derandomize=True)
+settings.register_profile("search", derandomize=False)
+settings.load_profile("repeatable")
 
 pytest_plugins = ["ledger"]  # of tests/golden: which golden cases has this run compared?
 

@@ -25,7 +25,7 @@ JINJA = (
 )
 SINGLE = ("plain", "v0_plain", "accessory_single")
 """Dialects of one turn."""
-RUN_ON = ("document", "web")
+RUN_ON = ("document", "open_flamingo", "web")
 """Dialects without a mark between turns: a token may belong to the end of one and to the next."""
 NAMES = [name for name in TEMPLATES if name not in SINGLE]
 
