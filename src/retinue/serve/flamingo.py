@@ -10,7 +10,6 @@ Source: ChenDelong1999/instruct_flamingo (its `api.py` and README).
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from collections.abc import Callable
@@ -124,7 +123,7 @@ class CleverFlamingo:
         place = self.service.place(1)
         try:
             if content.args.num_beams > 1:
-                text = await self.searched(content, images)
+                text = await self.searched(content, images, place, http)
             else:
                 text = await self.decoded(content, images, place, http)
         except RetinueError as error:
@@ -179,11 +178,11 @@ class CleverFlamingo:
                     ids.append(event.token)
         return self.text([id for id in ids if id != mark])
 
-    async def searched(self, content: Content, images: list[Path]) -> str:
+    async def searched(self, content: Content, images: list[Path], place: Place, http: Http) -> str:
         """The same by `generate`, in the engine's thread."""
-        service, found = self.service, []
+        service = self.service
 
-        def work(turn: Callable[[], bool]) -> None:
+        def work(turn: Callable[[], bool]) -> list[int]:
             ids = rendered_ids(
                 service.engine.model,
                 service.processor,
@@ -192,15 +191,15 @@ class CleverFlamingo:
                 stopping_criteria=StoppingCriteriaList([Turns(service.engine, "", turn)]),
                 **content.args.options(),
             )
-            found.append(ids.tolist())
+            return list(ids.tolist())
 
         if content.prompt.count("<image>") != len(images):
             raise RequestError(
                 f"{len(images)} pictures for {content.prompt.count('<image>')} <image>",
                 rule="one each",
             )
-        await asyncio.wrap_future(service.background.search(work))
-        return self.text([id for id in found[0] if id != service.processor.image_id])
+        ids = await service.searched(work, place, http)
+        return self.text([id for id in ids if id != service.processor.image_id])
 
     def text(self, ids: list[int]) -> str:
         """Ids as the original's tokenizer gave them back."""

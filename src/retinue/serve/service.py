@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -54,6 +55,8 @@ class ServeSpec(Spec):
 
 
 T = TypeVar("T")
+Search = Callable[[Callable[[], bool]], T]
+"""Long work, given what it calls between two of its steps: True says that it is to end now."""
 PREPARING = 4
 """Calls whose pictures are decoded side by side: each may take a few hundred megabytes."""
 
@@ -203,8 +206,7 @@ class Service:
                 self.background.cancel(event.id)
 
         async def watch() -> None:
-            while (await http.receive())["type"] != "http.disconnect":
-                pass
+            await until_gone(http)
             queue.put_nowait(None)
 
         watching = asyncio.create_task(watch())
@@ -220,9 +222,7 @@ class Service:
                 try:
                     event = await asyncio.wait_for(queue.get(), max(left, 0.001))
                 except TimeoutError:
-                    raise ApiError(
-                        503, f"no reply within {self.spec.timeout_s:g} seconds", code="timeout"
-                    ) from None
+                    raise self._too_late() from None
                 if event is None:
                     raise GoneError
                 now = time.monotonic()
@@ -243,6 +243,44 @@ class Service:
                 self.background.cancel(id)
             metrics.cancelled += bool(alive)
             place.release()
+
+    async def searched(self, work: Search[T], place: Place, http: Http) -> T:
+        """What a search in the engine's thread finds; `work` is given what it calls as it goes.
+
+        Left early, by whatever cause, the search is told to end. Raises what `work` raises, and as
+        `follow`.
+        """
+        found: list[T] = []
+        left = threading.Event()
+
+        def run(turn: Callable[[], bool]) -> None:
+            if not left.is_set():  # it may have waited for another one
+                found.append(work(lambda: turn() or left.is_set()))
+
+        search = asyncio.wrap_future(self.background.search(run))
+        watching = asyncio.create_task(until_gone(http))
+        try:
+            rest = place.started + self.spec.timeout_s - time.monotonic()
+            done, _ = await asyncio.wait(
+                {search, watching}, timeout=max(rest, 0.001), return_when=asyncio.FIRST_COMPLETED
+            )
+            if search in done:
+                search.result()
+                return found[0]
+            raise GoneError if watching in done else self._too_late()
+        finally:
+            left.set()
+            watching.cancel()
+            self.metrics.cancelled += not search.done()
+
+    def _too_late(self) -> ApiError:
+        return ApiError(503, f"no reply within {self.spec.timeout_s:g} seconds", code="timeout")
+
+
+async def until_gone(http: Http) -> None:
+    """Wait until the client has left."""
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
 
 
 def fresh_seed() -> int:
