@@ -88,3 +88,14 @@ def test_saved_answers_by_number_after_an_interruption(tmp_path):
     predict = from_saved(saved, questions, missed.append, first=2)
     assert [one.text for one in predict(questions[2:])] == ["answer 2", "answer 3"]
     assert not missed
+
+
+def test_the_table_fits_a_terminal(tmp_path, capsys):
+    one = write(tmp_path / "a.jsonl", rows([0.8123, 1.0] * 1200, task="caption_dense"))
+    other = write(tmp_path / "b.jsonl", rows([0.9, 0.1] * 1200, task="caption_dense"))
+    assert run(["compare", str(one), str(other)]) == 0
+    header, line = (found.split() for found in capsys.readouterr().out.splitlines())
+    assert header == "task count A B A - B 95 % better p".split()
+    assert line[:5] == ["caption_dense", "2,400", "0.906", "0.5", "0.406"]
+    assert line[6:] == ["to", line[7], "A", "1200,", "B", "1200", "<0.001"]
+    assert float(line[5]) < 0.406 < float(line[7])
