@@ -95,7 +95,7 @@ def test_the_table_fits_a_terminal(tmp_path, capsys):
     other = write(tmp_path / "b.jsonl", rows([0.9, 0.1] * 1200, task="caption_dense"))
     assert run(["compare", str(one), str(other)]) == 0
     header, line = (found.split() for found in capsys.readouterr().out.splitlines())
-    assert header == ["task", "count", "A", "B", "A", "-", "B", "95", "%", "better", "p"]
+    assert header == ["task", "count", "A", "B", "A", "-", "B", "95", "%", "A", ":", "B", "p"]
     assert line[:5] == ["caption_dense", "2,400", "0.906", "0.5", "0.406"]
-    assert line[6:] == ["to", line[7], "A", "1200,", "B", "1200", "<0.001"]
+    assert line[6:] == ["to", line[7], "1200", ":", "1200", "<0.001"]
     assert float(line[5]) < 0.406 < float(line[7])

@@ -117,14 +117,14 @@ def sign_flips(gaps: Sequence[float], *, seed: int = 0) -> float:
 
 def table(found: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
     """(header, rows) of the human table: narrow enough for a terminal of 80 columns."""
-    header = ["task", "count", "A", "B", "A - B", "95 %", "better", "p"]
+    header = ["task", "count", "A", "B", "A - B", "95 %", "A : B", "p"]
     lines = [
         [
             own["task"],
             own["questions"],
             *(round(own[key], 3) for key in ("score", "other", "difference")),
-            f"{own['low']:.3f} to {own['high']:.3f}",
-            f"A {own['wins']}, B {own['losses']}",
+            f"{own['low']:+.3f} to {own['high']:+.3f}",
+            f"{own['wins']} : {own['losses']}",
             "<0.001" if own["p"] < 0.001 else f"{own['p']:.3f}",
         ]
         for own in found
