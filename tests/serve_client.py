@@ -49,7 +49,7 @@ def parsed(data: bytes) -> Any:
         return data.decode()
 
 
-def until(condition: Callable[[], Any], *, seconds: float = 60) -> None:
+def until(condition: Callable[[], Any], *, seconds: float = 20) -> None:
     """Wait for something that other threads bring about."""
     end = time.monotonic() + seconds
     while not condition():

@@ -16,7 +16,7 @@ DET_PROMPT = "Detect all {} shown in the image."
 
 def rec(scene: Scene, *, rng: Random, options: WorldOptions) -> list[QA]:
     """The box of a named object, in the chosen style of coordinates."""
-    return [_rec("rec", thing.name, thing, scene, options) for thing in scene.things]
+    return [_thing("rec", thing.name, thing, scene, options) for thing in scene.things]
 
 
 def rec_relation(scene: Scene, *, rng: Random, options: WorldOptions) -> list[QA]:
@@ -27,19 +27,26 @@ def rec_relation(scene: Scene, *, rng: Random, options: WorldOptions) -> list[QA
             found = [t for t in scene.things if holds(t, relation=word, other=other)]
             if len(found) == 1:
                 name = f"object {word} the {other.name}"
-                questions.append(_rec("rec_relation", name, found[0], scene, options))
+                questions.append(_thing("rec_relation", name, found[0], scene, options))
     return questions
 
 
-def _rec(task: str, name: str, thing: Thing, scene: Scene, options: WorldOptions) -> QA:
+def _thing(task: str, name: str, thing: Thing, scene: Scene, options: WorldOptions) -> QA:
     place = f"{thing.place} " if options.place_first else ""
+    return box_of(name, thing.box, task=task, scene=scene, options=options, place=place)
+
+
+def box_of(
+    name: str, box: Box, *, task: str, scene: Scene, options: WorldOptions, place: str = ""
+) -> QA:
+    """Where the one thing of that name is; place: what the answer says before its box."""
     return QA(
         task=task,
         question=ask(f"Find the {name}.", options=options, llava=REC_PROMPT.format(f"the {name}")),
-        answer=place + box_text(thing.box, scene=scene, options=options),
+        answer=place + box_text(box, scene=scene, options=options),
         scorer="iou",
         about=(name,),
-        meta={"box": list(thing.box)},
+        meta={"box": list(box)},
     )
 
 

@@ -7,7 +7,7 @@ from random import Random
 from retinue.world.options import WorldOptions
 from retinue.world.scene import Scene
 from retinue.world.tasks.base import QA, ask, box_text
-from retinue.world.tasks.grounding import REC_PROMPT
+from retinue.world.tasks.grounding import box_of
 
 OCR_PROMPT = "Please detect all texts and provide their bounding box coordinate."
 
@@ -51,18 +51,7 @@ def rec_text(scene: Scene, *, rng: Random, options: WorldOptions) -> list[QA]:
     """The box of a word that is named by what it says; none where two words say the same."""
     said = [word.text for word in scene.words]
     return [
-        QA(
-            task="rec_text",
-            question=ask(
-                f"Find the text {word.text}.",
-                options=options,
-                llava=REC_PROMPT.format(f"the text {word.text}"),
-            ),
-            answer=box_text(word.box, scene=scene, options=options),
-            scorer="iou",
-            about=(word.text,),
-            meta={"box": list(word.box)},
-        )
+        box_of(f"text {word.text}", word.box, task="rec_text", scene=scene, options=options)
         for word in scene.words
         if said.count(word.text) == 1
     ]
