@@ -12,7 +12,7 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from browser import ask, launched, needs_chromium, opened, until
+from browser import ask, launched, listed, needs_chromium, opened, until
 from loopback_app import listening
 from retinue.demo.ui.client import Client, Model
 from retinue.demo.ui.mount import with_page
@@ -33,6 +33,7 @@ class Scripted:
 
     def __init__(self) -> None:
         self.seen: list[dict[str, Any]] = []
+        self.names = ["one", "two"]
         self.gate = threading.Event()
         self.gate.set()
         self.app = FastAPI()
@@ -40,7 +41,7 @@ class Scripted:
         @self.app.get("/v1/models")
         async def models() -> Any:
             budgets = [1, 4, 16]
-            return {"data": [{"id": n, "visual_token_budgets": budgets} for n in ("one", "two")]}
+            return {"data": [{"id": n, "visual_token_budgets": budgets} for n in self.names]}
 
         @self.app.post("/v1/chat/completions")
         async def chat(request: Request) -> Any:
@@ -130,6 +131,36 @@ def test_the_page_over_a_server(chromium: Any, scripted: Any, tmp_path: Path) ->
             "!document.querySelector('#answer').innerText.includes('Where is it?')"
         )
         assert outside == []
+
+
+def test_an_event_whose_stream_closed_under_it_is_heard_of_later(chromium: Any) -> None:
+    """gradio closes its stream after the last event; one that joins just then is told nothing."""
+    server, closes, closed = Scripted(), threading.Event(), []
+
+    def data(route: Any) -> None:
+        if not closes.is_set():
+            return route.continue_()
+        closed.append(route)
+        return route.fulfill(body=event({"msg": "close_stream"}), content_type="text/event-stream")
+
+    with (
+        listening(server.app) as api,
+        listening(with_page(page(Client(url=api), every=0.5), path="")) as own,
+        opened(chromium, own, []) as tab,
+    ):
+        tab.route("**/queue/data*", data)
+        assert listed(tab, "#model") == ["one", "two"]
+        closes.set()
+        while not closed:  # none is open before one of them is closed
+            tab.wait_for_timeout(50)
+        server.names.append("three")
+        ask(tab, "Where is it?")
+        until(lambda: bool(server.seen))
+        assert listed(tab, "#model") == ["one", "two"]
+        assert BOX not in tab.inner_text("#answer")
+        closes.clear()
+        tab.wait_for_selector(f"#answer >> text={BOX}")
+        until(lambda: listed(tab, "#model") == ["one", "two", "three"])
 
 
 def test_the_page_on_a_models_own_server(chromium: Any, tmp_path: Path) -> None:

@@ -313,16 +313,25 @@ def page(
         clear.click(cleared, None, [left, right, talks, box], cancels=[asked, repeated])
         if extras.paint is not None:
             paint.click(do.paint, talks, outputs)
-        other.change(lambda name: gr.update(visible=name != NOBODY, label=name), other, right)
+        # What is quick answers its own request, and leaves the stream of queued events alone.
+        other.change(
+            lambda name: gr.update(visible=name != NOBODY, label=name), other, right, queue=False
+        )
         model.change(
             lambda name: (gr.update(label=name), *fresh(steps_of(roster.budgets(name)))),
             model,
             [left, budget, tokens, held],
+            queue=False,
         )
-        budget.change(moved, [budget, held], [budget, tokens])
+        budget.change(moved, [budget, held], [budget, tokens], queue=False)
         lists = [model, other, gr.State(names)]
-        blocks.load(roster.opened, lists, lists, show_progress="hidden")
-        gr.Timer(every).tick(roster.changed, lists, lists, show_progress="hidden")
+        blocks.load(roster.opened, lists, lists, show_progress="hidden", queue=False)
+        # That stream closes after its last event, and gradio's browser code can take it for open
+        # when another event joins just then: no word of that one comes before the next stream is
+        # opened. A look at the models opens it, if it does not wait for the end of the last look.
+        gr.Timer(every).tick(
+            roster.changed, lists, lists, show_progress="hidden", trigger_mode="multiple"
+        )
     return blocks
 
 
