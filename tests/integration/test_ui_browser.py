@@ -151,8 +151,8 @@ def test_an_event_whose_stream_closed_under_it_is_heard_of_later(chromium: Any) 
         tab.route("**/queue/data*", data)
         assert listed(tab, "#model") == ["one", "two"]
         closes.set()
-        while not closed:  # none is open before one of them is closed
-            tab.wait_for_timeout(50)
+        # none is open before one of them is closed; the browser calls `data` while it is waited for
+        until(lambda: tab.wait_for_timeout(50) or closed)
         server.names.append("three")
         ask(tab, "Where is it?")
         until(lambda: bool(server.seen))
